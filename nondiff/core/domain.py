@@ -1,0 +1,200 @@
+"""Which values a leaf may take, and how one moves among them.
+
+A domain is all that a search trainer needs to know about a leaf: how to draw a value, which values are near another
+one, and how to bring a stray value back. `Problem.domain` gives a tree of domains, a prefix of the parameters.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Key, PyTree, Shaped
+
+from nondiff.core.tree import broadcast, map_named
+
+
+class AbstractDomain(eqx.Module):
+    """The values of one leaf, coordinate by coordinate."""
+
+    @abc.abstractmethod
+    def check(self, leaf: Array, name: str) -> None:
+        """Raise `ValueError` if the leaf called `name` has a dtype that cannot lie in this domain."""
+
+    @abc.abstractmethod
+    def sample(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+        """A fresh point, shaped like `x`: uniform where the domain is bounded, else a step of `scale` away from `x`."""
+
+    @abc.abstractmethod
+    def neighbour(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+        """A point near `x`, every coordinate moved. `scale` is a share of the range where the domain is bounded."""
+
+    @abc.abstractmethod
+    def clip(self, x: Array) -> Array:
+        """The nearest point inside."""
+
+
+def _bound(x: Any) -> Array | None:
+    return None if x is None else jnp.asarray(x, dtype=float)
+
+
+class Real(AbstractDomain):
+    """Real numbers, `lo <= x <= hi`; unbounded where `None` (the default).
+
+    `log=True` moves along the logarithm: steps are factors, as befits a learning rate or a penalty; it needs
+    positive values. Bounds may be arrays that broadcast against the leaf.
+
+    >>> import jax.numpy as jnp
+    >>> Real(0.0, 1.0).clip(jnp.array([-3.0, 0.25]))
+    Array([0.  , 0.25], dtype=float32)
+    """
+
+    lo: Array | None = eqx.field(default=None, converter=_bound)
+    hi: Array | None = eqx.field(default=None, converter=_bound)
+    log: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self) -> None:
+        if self.lo is not None and self.hi is not None and not bool(jnp.all(self.lo < self.hi)):
+            raise ValueError(f"`Real(lo={self.lo}, hi={self.hi})`: `lo` must be below `hi`.")
+        if self.log and self.lo is not None and not bool(jnp.all(self.lo > 0)):
+            raise ValueError(f"`Real(lo={self.lo}, log=True)`: a log scale needs `lo` above 0, for example `lo=1e-6`.")
+        if self.log and self.hi is not None and not bool(jnp.all(self.hi > 0)):
+            raise ValueError(f"`Real(hi={self.hi}, log=True)`: a log scale needs `hi` above 0; no value would fit.")
+
+    @property
+    def constrained(self) -> bool:
+        """Is there any bound?"""
+        return self.lo is not None or self.hi is not None
+
+    def check(self, leaf: Array, name: str) -> None:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"`{name}` is {leaf.dtype}, and its domain is `Real`. Make it a float array, "
+                "or give it `Integer(lo, hi)` or `Categorical(n)`."
+            )
+
+    def encode(self, x: Array) -> Array:
+        """To the scale on which steps are taken."""
+        return jnp.log(x) if self.log else x
+
+    def decode(self, u: Array) -> Array:
+        """Back from that scale, inside the bounds."""
+        return self.clip(jnp.exp(u) if self.log else u)
+
+    def clip(self, x: Array) -> Array:
+        if self.log and self.lo is None:
+            x = jnp.maximum(x, jnp.finfo(x.dtype).tiny)
+        if self.lo is not None:
+            x = jnp.maximum(x, self.lo.astype(x.dtype))
+        if self.hi is not None:
+            x = jnp.minimum(x, self.hi.astype(x.dtype))
+        return x
+
+    def sample(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+        if self.lo is None or self.hi is None:
+            return self.neighbour(x, scale, key=key)
+        lo, hi = self.encode(self.lo), self.encode(self.hi)
+        return self.decode((lo + (hi - lo) * jr.uniform(key, x.shape)).astype(x.dtype))
+
+    def neighbour(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+        if self.lo is not None and self.hi is not None:
+            scale = scale * (self.encode(self.hi) - self.encode(self.lo))
+        step = scale * jr.normal(key, x.shape)
+        return self.decode(self.encode(x) + step.astype(x.dtype))
+
+
+class _Discrete(AbstractDomain):
+    def check(self, leaf: Array, name: str) -> None:
+        if not jnp.issubdtype(leaf.dtype, jnp.integer):
+            raise ValueError(
+                f"`{name}` is {leaf.dtype}, and its domain is `{type(self).__name__}`. Make it an integer array, "
+                "for example `jnp.zeros(shape, int)`, or give it `Real()`."
+            )
+
+
+class Integer(_Discrete):
+    """Whole numbers, `lo <= x <= hi`, both included. Order matters: near numbers are neighbours.
+
+    >>> import jax.numpy as jnp
+    >>> Integer(0, 9).clip(jnp.array([-3, 12]))
+    Array([0, 9], dtype=int32)
+    """
+
+    lo: int = eqx.field(static=True)
+    hi: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        if not (isinstance(self.lo, int) and isinstance(self.hi, int) and self.lo <= self.hi):
+            raise ValueError(f"`Integer(lo={self.lo!r}, hi={self.hi!r})`: give two integers with `lo <= hi`.")
+
+    def clip(self, x: Array) -> Array:
+        return jnp.clip(x, self.lo, self.hi)
+
+    def sample(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+        del scale
+        return jr.randint(key, x.shape, self.lo, self.hi + 1).astype(x.dtype)
+
+    def neighbour(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+        step = scale * (self.hi - self.lo) * jr.normal(key, x.shape)
+        # A step of less than one would go nowhere: move by at least one, and turn round at a wall.
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.int32))  # the sum may not fit into a narrow dtype
+        step = (jnp.sign(step) * jnp.maximum(jnp.round(jnp.abs(step)), 1.0)).astype(wide.dtype)
+        ahead, back = self.clip(wide + step), self.clip(wide - step)
+        return jnp.where((ahead == wide + step) | (back == wide), ahead, back).astype(x.dtype)
+
+
+class Categorical(_Discrete):
+    """`0 .. n - 1` without order: every other value is equally near.
+
+    >>> Categorical(4)
+    Categorical(n=4)
+    """
+
+    n: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        if not (isinstance(self.n, int) and self.n >= 1):
+            raise ValueError(f"`Categorical(n={self.n!r})`: give the number of categories, at least 1.")
+
+    def clip(self, x: Array) -> Array:
+        return jnp.clip(x, 0, self.n - 1)
+
+    def sample(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+        del scale
+        return jr.randint(key, x.shape, 0, self.n).astype(x.dtype)
+
+    def neighbour(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+        del scale
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.int32))  # the sum may not fit into a narrow dtype
+        other = jr.randint(key, x.shape, 1, max(self.n, 2)).astype(wide.dtype)
+        return ((wide + other) % self.n).astype(x.dtype)
+
+
+def is_domain(x: Any) -> bool:
+    return isinstance(x, AbstractDomain)
+
+
+def complete(domain: PyTree, params: PyTree) -> PyTree:
+    """One domain for every leaf of `params`, checked against it; `None` stands for `Real()` on float leaves.
+
+    **Raises** `ValueError` if `domain` is not a prefix of `params`, an integer leaf has no domain, or a dtype does
+    not fit.
+    """
+    full = broadcast(domain, params, what="domain", is_leaf=lambda x: x is None or is_domain(x))
+
+    def one(name: str, leaf: Shaped[Array, "..."], domain: Any) -> AbstractDomain:
+        if domain is None and jnp.issubdtype(leaf.dtype, jnp.floating):
+            return Real()
+        if domain is None:
+            raise ValueError(
+                f"`{name}` is {leaf.dtype} and has no domain, so nobody can say which values it may take. "
+                "Return `Integer(lo, hi)` or `Categorical(n)` for it from `Problem.domain` "
+                "(`domain=` of `BlackBox`, `Supervised` and `minimise`)."
+            )
+        if not is_domain(domain):
+            raise ValueError(f"the domain of `{name}` is {domain!r}; use `Real`, `Integer` or `Categorical`.")
+        domain.check(leaf, name)
+        return domain
+
+    return map_named(one, params, full)

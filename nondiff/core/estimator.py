@@ -1,0 +1,102 @@
+"""How a learning signal crosses a part that has no derivative.
+
+The law: *the value is `rest` at the hard decision, computed once and the same for every estimator; only the derivative
+is estimated.* Each estimator names the objective whose gradient it estimates. So `Backprop` trains through the part,
+and a search trainer on other leaves still sees the true loss.
+"""
+
+import abc
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+Rest = Callable[[Int[Array, "..."]], Float[Array, " cases"]]
+"""Symbols `[cases, ...]` to one loss per case."""
+
+
+@jax.custom_jvp
+def with_gradient_of(value: Array, surrogate: Array) -> Array:
+    """`value`, bit for bit, with the derivatives of both; `value + s - stop_gradient(s)` would round.
+
+    XLA drops the surrogate, and every program call in it, when nobody differentiates.
+    """
+    del surrogate
+    return value
+
+
+@with_gradient_of.defjvp
+def _(primals, tangents):
+    return with_gradient_of(*primals), tangents[0] + tangents[1].astype(tangents[0].dtype)
+
+
+class AbstractObjective(eqx.Module):
+    """What an estimator's gradient is a gradient of, exactly computable where all symbols can be listed."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, losses: Float[Array, "set cases"], logp: Float[Array, "set cases"], distinct: Bool[Array, "set cases"]
+    ) -> Float[Array, " cases"]:
+        """The objective over a set of symbol assignments, the probabilities normalised within the set.
+
+        `logp` holds their log-probabilities; entries that are not `distinct` count for nothing.
+        """
+
+
+class ExpectedLoss(AbstractObjective):
+    """`E_p[loss]`."""
+
+    def __call__(self, losses: Array, logp: Array, distinct: Array) -> Array:
+        p = jax.nn.softmax(jnp.where(distinct, logp, -jnp.inf), axis=0)
+        return jnp.sum(p * jnp.where(distinct, losses, 0.0), 0)
+
+
+class SuccessLikelihood(AbstractObjective):
+    """`-log P(loss <= tolerance)`: how surprising success is. Zero where no listed assignment succeeds."""
+
+    tolerance: float = eqx.field(static=True, default=0.0)
+
+    def __call__(self, losses: Array, logp: Array, distinct: Array) -> Array:
+        hit = distinct & (losses <= self.tolerance)
+
+        def log_sum(mask: Array) -> Array:
+            return jax.nn.logsumexp(jnp.where(mask, logp, -1e30), axis=0)  # finite, or 0 * inf makes the gradient NaN
+
+        return jnp.where(jnp.any(hit, 0), log_sum(distinct) - log_sum(hit), 0.0)
+
+
+class AbstractEstimator(eqx.Module):
+    """A way to give `rest(decide(logits))` a derivative with respect to `logits`."""
+
+    objective: eqx.AbstractVar[AbstractObjective]
+    """What the gradient is a gradient of."""
+
+    @property
+    @abc.abstractmethod
+    def unbiased(self) -> bool:
+        """Is its mean exactly that gradient? Otherwise the bias vanishes as samples cover the domain."""
+
+    @abc.abstractmethod
+    def surrogate(
+        self,
+        rest: Rest,
+        logits: Float[Array, "cases *parts symbols"],
+        value: Float[Array, " cases"],
+        *,
+        key: Key[Array, ""],
+    ) -> Float[Array, " cases"]:
+        """One number per case whose gradient in `logits` estimates that of the objective. Never read as a value."""
+
+
+def joint_log_prob(logits: Array, symbols: Int[Array, "set cases *parts"]) -> Float[Array, "set cases"]:
+    """Log-probability of each assignment of a case: the sum over its parts."""
+    logp = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(jnp.broadcast_to(logp, (*symbols.shape, logp.shape[-1])), symbols[..., None], -1)
+    return jnp.sum(chosen[..., 0], axis=tuple(range(2, symbols.ndim)))
+
+
+def losses_of(rest: Rest, symbols: Int[Array, "set cases *parts"]) -> Float[Array, "set cases"]:
+    """`rest` on every assignment in the set: one call of a program for all of them. No gradient flows back."""
+    return jax.lax.stop_gradient(jax.vmap(rest)(symbols))

@@ -1,0 +1,113 @@
+"""Where losses are computed, never what; and what the answer to a query is, member by member."""
+
+import abc
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Key, PyTree
+
+from nondiff.core.problem import AbstractProblem, Batch
+from nondiff.core.query import Evaluation, Query
+
+
+class AbstractEvaluator(eqx.Module):
+    """Answers queries. Two evaluators with the same `chunk` give the same answer, on the same kind of device."""
+
+    @property
+    @abc.abstractmethod
+    def traceable(self) -> bool:
+        """Does `evaluate` run under `jax.jit`?"""
+
+    @abc.abstractmethod
+    def evaluate(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> PyTree[Evaluation]:
+        """The answers to all queries of a step at once, so that they may overlap; a tree like `query`."""
+
+
+def measure(problem: AbstractProblem, query: Query, batch: Batch, drawn: PyTree, key: Key[Array, ""]) -> Evaluation:
+    """The answer for one member: the meaning of a query, the same in this process and on a worker."""
+    population, wants = query.population, query.wants
+
+    def total(member: PyTree) -> tuple[Array, tuple[Array, Array, Array, PyTree]]:
+        value, aux = problem.loss(eqx.combine(member, query.others), batch, key=key)
+        value = jnp.asarray(value).astype(jnp.promote_types(value.dtype, jnp.float32))
+        loss = jnp.mean(value)
+        penalty = sum((q(member).astype(loss.dtype) for q in query.quadratic), jnp.zeros_like(loss))
+        return loss + penalty, (loss, penalty, value, aux)
+
+    def run(member: PyTree) -> tuple[tuple[Array, Array, Array, PyTree], PyTree]:
+        if wants.gradient or wants.mean_gradient:
+            (_, out), gradient = eqx.filter_value_and_grad(total, has_aux=True)(member)
+            return out, gradient
+        return total(member)[1], None
+
+    (loss, penalty, value, aux), gradient = population.sampler.apply(run, population.shared, drawn)
+    if gradient is not None:
+        # An evaluation whose gradient is not finite has failed, too: a step along it would lose the parameters.
+        finite = [jnp.all(jnp.isfinite(g)) for g in jtu.tree_leaves(gradient)]
+        loss = jnp.where(jnp.all(jnp.stack(finite)), loss, jnp.nan) if finite else loss
+    return Evaluation(loss, penalty, value if wants.cases else None, gradient, aux=aux)
+
+
+def sweep(problem: AbstractProblem, query: Query, batch: Batch, *, chunk: int) -> Evaluation:
+    """Every member, `chunk` at a time, under `jit`. `chunk` is part of the experiment: another width, other bits."""
+    population, n = query.population, len(query)
+    sampler, shared = population.sampler, population.shared
+
+    def many(each: PyTree, keys: Key[Array, " chunk"]) -> tuple[PyTree, Evaluation]:
+        drawn = each if sampler.hoist else sampler.draws(shared, each)
+        if keys.shape[0] == 1:  # the gradient of one model is not made into a batch of one
+            answer = measure(problem, query, batch, *jtu.tree_map(lambda x: x[0], (drawn, keys)))
+            answer = jtu.tree_map(lambda x: x[None], answer)
+        else:
+            answer = jax.vmap(lambda d, k: measure(problem, query, batch, d, k))(drawn, keys)
+        if not query.wants.mean_gradient:
+            return None, answer
+        return _sum_over_finite(answer), dataclasses.replace(answer, gradient=None)
+
+    xs = (sampler.draws(shared, population.each) if sampler.hoist else population.each, query.keys)
+    total, answer = many(*xs) if chunk >= n else _in_chunks(many, xs, n, chunk)
+    if query.wants.mean_gradient:
+        count = jnp.maximum(jnp.sum(jnp.isfinite(answer.loss)), 1)
+        answer = dataclasses.replace(answer, gradient=jtu.tree_map(lambda g: g / count.astype(g.dtype), total))
+    return weigh(query, answer, chunk=chunk)
+
+
+def _in_chunks(many: Any, xs: tuple[PyTree, Array], n: int, chunk: int) -> tuple[PyTree, Evaluation]:
+    """`jax.lax.map(batch_size=)` for a function of whole chunks, with a running total beside the answers."""
+    whole = n - n % chunk
+    head = jtu.tree_map(lambda x: x[:whole].reshape(whole // chunk, chunk, *x.shape[1:]), xs)
+    shapes, _ = eqx.filter_eval_shape(many, *jtu.tree_map(lambda x: x[0], head))
+    zero = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def body(total: PyTree, part: tuple[PyTree, Array]) -> tuple[PyTree, Evaluation]:
+        more, answer = many(*part)
+        return jtu.tree_map(jnp.add, total, more), answer
+
+    total, out = jax.lax.scan(body, zero, head)
+    out = jtu.tree_map(lambda x: x.reshape(whole, *x.shape[2:]), out)
+    if whole == n:
+        return total, out
+    more, rest = many(*jtu.tree_map(lambda x: x[whole:], xs))
+    joined = jtu.tree_map(lambda a, b: jnp.concatenate([a, b]), out, rest)
+    return jtu.tree_map(jnp.add, total, more), joined
+
+
+def _sum_over_finite(answer: Evaluation) -> PyTree:
+    ok = jnp.isfinite(answer.loss)
+
+    def add(g: Array) -> Array:
+        return jnp.sum(jnp.where(ok.reshape(-1, *[1] * (g.ndim - 1)), g, 0), 0)
+
+    return jtu.tree_map(add, answer.gradient)
+
+
+def weigh(query: Query, answer: Evaluation, *, chunk: int) -> Evaluation:
+    """The answer with the weighted sums that the query asks for."""
+    if query.weigh is None:
+        return answer
+    weights = query.weigh(answer.total)
+    return dataclasses.replace(answer, sums=query.population.sums(weights, chunk=chunk))

@@ -1,0 +1,110 @@
+"""What a trainer asks, and what it is told."""
+
+import abc
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, Key, PyTree
+
+from nondiff.core.population import Population
+from nondiff.core.problem import Params
+from nondiff.core.tree import is_none
+
+
+class Wants(NamedTuple):
+    """What an answer holds beside the losses; a trainer may want several at once."""
+
+    cases: bool = False
+    """The loss of every case, `[pop, cases]`."""
+    gradient: bool = False
+    """Every member's own gradient, on the float leaves of its population; a P x D array."""
+    mean_gradient: bool = False
+    """The gradient averaged over the members that did not fail; one D-vector whatever the population."""
+
+
+class Quadratic(eqx.Module):
+    """`rho/2 |x - target|^2` on the leaves where `target` is not `None`; added where the loss is computed."""
+
+    target: Params
+    rho: Float[Array, ""]
+
+    def __call__(self, params: Params) -> Float[Array, ""]:
+        def distance(t: Any, x: Any) -> Any:
+            return None if t is None or x is None else jnp.sum((x - t) ** 2)
+
+        terms = jtu.tree_leaves(jtu.tree_map(distance, self.target, params, is_leaf=is_none))
+        return 0.5 * self.rho * sum(terms, jnp.zeros(()))
+
+
+class AbstractWeighting(eqx.Module):
+    """Losses to weights: how much each member counts in the weighted sums. A failed member has loss NaN or infinity."""
+
+    @abc.abstractmethod
+    def __call__(self, losses: Float[Array, " pop"]) -> Float[Array, " pop"]: ...
+
+
+class Query(eqx.Module):
+    """A question: the losses (and more) of these candidates."""
+
+    population: Population
+    others: Params
+    """The leaves that other trainers own, at their present values; `None` where they are mine."""
+    keys: Key[Array, " pop"]
+    """Evaluation noise, part of the question: equal keys are common random numbers."""
+    quadratic: tuple[Quadratic, ...] = ()
+    weigh: AbstractWeighting | None = None
+    """Asks for `Evaluation.sums`."""
+    wants: Wants = eqx.field(static=True, default=Wants())
+
+    def __len__(self) -> int:
+        return self.keys.shape[0]
+
+
+class Evaluation(eqx.Module):
+    """The answer, in the same order."""
+
+    loss: Float[Array, "*pop"]
+    """The problem's alone; NaN or infinity marks a failed evaluation."""
+    penalty: Float[Array, "*pop"]
+    """Of the quadratics; zero without."""
+    cases: Float[Array, "*pop cases"] | None = None
+    gradient: Params | None = None
+    """Of `total`: `[pop, ...]` leaves for `Wants.gradient`, `[...]` for `Wants.mean_gradient`; `None` on integers."""
+    sums: PyTree | None = None
+    """`sum_i weights[i] * statistics_i`, the weights being `query.weigh(total)`."""
+    aux: PyTree = None
+
+    @property
+    def total(self) -> Float[Array, "*pop"]:
+        """What ranks and selections see."""
+        return self.loss + self.penalty
+
+    @property
+    def ranked(self) -> Float[Array, "*pop"]:
+        """`total` with every failure at infinity, so that sorting puts it last."""
+        return jnp.where(jnp.isfinite(self.total), self.total, jnp.inf)
+
+
+def is_query(x: Any) -> bool:
+    return isinstance(x, Query)
+
+
+def is_answer(x: Any) -> bool:
+    return isinstance(x, Evaluation)
+
+
+def queries(tree: PyTree) -> list[Query]:
+    """The queries of a step: one for a plain trainer, several for a combinator."""
+    return jtu.tree_leaves(tree, is_leaf=is_query)
+
+
+def map_queries(fn: Any, tree: PyTree) -> PyTree:
+    return jtu.tree_map(fn, tree, is_leaf=is_query)
+
+
+def member_shape(query: Query) -> Params:
+    """One member of the query's population, as shapes and dtypes."""
+    return jax.eval_shape(lambda q: jtu.tree_map(lambda x: x[0], q.population.take(jnp.arange(1))), query)

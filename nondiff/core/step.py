@@ -1,0 +1,141 @@
+"""One training step: draw a batch, ask, evaluate, tell.
+
+As data: `k_batch, k_ask, k_tell = split(fold_in(root, step), 3)` -> `batch` -> `ask` -> the evaluator answers all
+queries -> `tell` -> metrics. The root key is never consumed, so step 731 can be computed again alone. `init` and `step`
+are pure: jit them, scan them, map them over seeds.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+from jaxtyping import Array, Int, Key, PyTree
+
+from nondiff.core.domain import complete
+from nondiff.core.evaluator import AbstractEvaluator
+from nondiff.core.problem import AbstractProblem, Batch
+from nondiff.core.query import is_answer
+from nondiff.core.trainer import AbstractTrainer, Metrics
+from nondiff.core.tree import barrier, fresh, map_named, select
+
+
+class TrainState(eqx.Module):
+    """All that a bit-identical resume needs."""
+
+    step: Int[Array, ""]
+    key: Key[Array, ""]
+    """The root key; only ever folded with `step`."""
+    trainer: Any
+    problem: Any
+
+
+def init(problem: AbstractProblem, trainer: AbstractTrainer, *, key: Key[Array, ""]) -> TrainState:
+    """The state before the first step.
+
+    **Raises** `ValueError` if the problem's parameters are not all arrays, a domain does not fit, or the trainer
+    cannot move a leaf.
+    """
+    k_params, k_trainer, k_problem, k_root = jr.split(key, 4)
+    params = map_named(_array, problem.init(key=k_params))
+    domain = complete(problem.domain(params), params)
+    start = (
+        eqx.filter_jit(_start) if trainer.traceable else _start
+    )  # at once: its many small operations, one by one, are slow
+    state = start(trainer, params, domain, k_trainer)
+    return fresh(TrainState(jnp.zeros((), jnp.int32), k_root, state, problem.init_state(key=k_problem)))
+
+
+def _start(trainer: AbstractTrainer, params: Any, domain: PyTree, key: Key[Array, ""]) -> Any:
+    return trainer.init(params, domain, key=key)
+
+
+def _array(name: str, leaf: Any) -> Array:
+    if not eqx.is_array_like(leaf):
+        raise ValueError(
+            f"`{name}` is {leaf!r}, not an array. `Problem.init` returns the trained leaves and nothing else: "
+            "for a model that is a module, `equinox.filter(model, equinox.is_inexact_array)`."
+        )
+    return jnp.asarray(leaf)
+
+
+def keys(state: TrainState) -> tuple[Key[Array, ""], Key[Array, ""], Key[Array, ""]]:
+    """The keys of this step: for the batch, for `ask`, for `tell`."""
+    k_batch, k_ask, k_tell = jr.split(jr.fold_in(state.key, state.step), 3)
+    return k_batch, k_ask, k_tell
+
+
+def step(
+    problem: AbstractProblem,
+    trainer: AbstractTrainer,
+    evaluator: AbstractEvaluator,
+    state: TrainState,
+    batch: Batch | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One step. `batch` is given when it comes from outside.
+
+    The metrics are the trainer's own and, over all evaluations of the step, `loss` (their mean), `best`, `failed`,
+    `evaluations` and `lost`: whether every evaluation of some query failed. Then there is nothing to learn from: the
+    state stays, and only `step` moves on.
+    """
+    # Three seams, the same bits on both sides: XLA must not fuse across the lines where a far evaluator is cut off.
+    seam, jit = (barrier, _same) if _all_traceable(problem, trainer, evaluator) else (_same, eqx.filter_jit)
+    ask, tell = (jit(_ask), jit(_tell)) if trainer.traceable else (_ask, _tell)
+    draw, absorb = (jit(_draw), jit(_absorb)) if problem.traceable else (_draw, _absorb)
+    if batch is None:
+        batch = draw(problem, state)
+    query, batch = seam((ask(trainer, state), batch))
+    answer = seam(evaluator.evaluate(problem, query, batch))
+    new, metrics = tell(trainer, state, query, answer)
+    remembered = absorb(problem, state, batch, answer, metrics["lost"])
+    return TrainState(state.step + 1, state.key, new, remembered), metrics
+
+
+def _same(x: Any) -> Any:
+    return x
+
+
+def _all_traceable(*parts: Any) -> bool:
+    return all(part.traceable for part in parts)
+
+
+def _answers(answer: PyTree) -> list[Any]:
+    return jtu.tree_leaves(answer, is_leaf=is_answer)
+
+
+def _draw(problem: AbstractProblem, state: TrainState) -> Batch:
+    return problem.batch(state.problem, key=keys(state)[0])
+
+
+def _absorb(problem: AbstractProblem, state: TrainState, batch: Batch, answer: PyTree, lost: Any) -> Any:
+    aux = [a.aux for a in _answers(answer)]
+    aux = jtu.tree_map(lambda *xs: jnp.concatenate([jnp.asarray(x) for x in xs]), *aux)
+    return _unless(lost, problem.absorb(state.problem, aux, batch), state.problem)
+
+
+def _unless(lost: Any, new: Any, old: Any) -> Any:
+    if isinstance(lost, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
+        return select(lost, old, new)
+    return old if bool(lost) else new
+
+
+def _ask(trainer: AbstractTrainer, state: TrainState) -> PyTree:
+    return trainer.ask(state.trainer, key=keys(state)[1])
+
+
+def _tell(trainer: AbstractTrainer, state: TrainState, query: PyTree, answer: PyTree) -> tuple[Any, Metrics]:
+    new, own = trainer.tell(state.trainer, query, answer, key=keys(state)[2])
+    losses = [a.loss for a in _answers(answer)]
+    ok = [jnp.isfinite(x) for x in losses]
+    lost = jnp.any(jnp.stack([~jnp.any(x) for x in ok]))
+    all_ok, every = jnp.concatenate(ok), jnp.concatenate(losses)
+    metrics = {
+        "loss": jnp.mean(every, where=all_ok),
+        "best": jnp.min(every, where=all_ok, initial=jnp.inf),
+        "failed": jnp.sum(~all_ok),
+        "lost": lost,
+        "evaluations": jnp.asarray(every.size),
+    }
+    return _unless(lost, new, state.trainer), {**own, **metrics}

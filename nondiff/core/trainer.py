@@ -1,0 +1,113 @@
+"""How parameters move: `init`, `ask`, `tell`, `params`, and nothing else.
+
+A trainer is a frozen record of hyperparameters. Everything that changes lives in its state, a pytree of arrays, so a
+run can be saved, resumed, donated and mapped over seeds. `ask` says which candidates it wants to know about and `tell`
+moves on the answer. A combinator is a trainer made of trainers: it passes these four calls on.
+"""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from nondiff.core.domain import Real
+from nondiff.core.problem import Params
+from nondiff.core.query import Evaluation, Query
+from nondiff.core.tree import map_named
+
+State = TypeVar("State")
+Metrics = dict[str, Any]
+Scheduled = int | float | Callable[[Any], Any]
+"""A number, or an `optax.Schedule`: a function of the step number."""
+
+
+class AbstractTrainer(eqx.Module, Generic[State]):
+    """How the parameters, or the leaves of them that are mine, are moved.
+
+    Parameter trees may hold `None` where a leaf belongs to another trainer; a trainer never touches those.
+    """
+
+    @property
+    @abc.abstractmethod
+    def traceable(self) -> bool:
+        """May `ask` and `tell` run under `jax.jit`? False for one that keeps NumPy state."""
+
+    @abc.abstractmethod
+    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> State:
+        """The first state. `domain` holds one `AbstractDomain` for every leaf of `params`."""
+
+    @abc.abstractmethod
+    def ask(self, state: State, *, key: Key[Array, ""]) -> PyTree[Query]:
+        """What I want to know. The population's size, and the tree of queries, are the same at every step."""
+
+    @abc.abstractmethod
+    def tell(
+        self, state: State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
+    ) -> tuple[State, Metrics]:
+        """Move. The metrics are a `dict` of scalars (dicts may nest); the driver adds losses and counts itself."""
+
+    @abc.abstractmethod
+    def params(self, state: State) -> Params:
+        """What to deploy if training stopped now."""
+
+
+def at(value: Scheduled, step: Int[Array, ""]) -> Float[Array, ""]:
+    """A rate or a sigma at this step."""
+    return jnp.asarray(value(step) if callable(value) else value, dtype=float)
+
+
+def check_positive(owner: str, name: str, value: Scheduled) -> None:
+    """**Raises** `ValueError` for a rate or sigma (a schedule's first value) that is 0, negative or not finite."""
+    first = float(value(0)) if callable(value) else value
+    if isinstance(first, bool) or not isinstance(first, int | float):
+        raise ValueError(f"`{owner}({name}={value!r})`: expected a number above 0 or an `optax.Schedule`.")
+    if not (math.isfinite(first) and first > 0):
+        which = f"a schedule whose first value is {first}" if callable(value) else repr(value)
+        raise ValueError(f"`{owner}({name}={which})`: it must be finite and above 0, for example {name}=0.01.")
+
+
+def check_count(owner: str, name: str, value: Any, least: int = 1) -> None:
+    """**Raises** `ValueError` unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{owner}({name}={value!r})`: expected a whole number of at least {least}.")
+
+
+def check_optimizer(owner: str, optimizer: optax.GradientTransformation) -> None:
+    """**Raises** `ValueError` for an optimizer whose first step, on a gradient of 1, is not finite or not downhill."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(
+            f"`{owner}(optimizer={optimizer!r})`: expected an `optax.GradientTransformation`, "
+            "for example `optax.adam(1e-3)`."
+        )
+    zero, one = jnp.zeros(()), jnp.ones(())
+    try:
+        state, step, tries = optimizer.init(zero), 0.0, 0
+        while step == 0.0 and tries < 1_000:  # a warm-up, or gradients that are gathered first, may begin with none
+            update, state = optimizer.update(one, state, zero)
+            step, tries = float(jnp.asarray(update)), tries + 1
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return  # one that is made for a certain tree, as by `optax.partition`
+    if not (math.isfinite(step) and step < 0):
+        raise ValueError(
+            f"`{owner}(optimizer)`: its first step on a gradient of 1 is {step + 0.0:g}; it must be finite and go downhill"
+            ". Is the learning rate NaN, zero or negative?"
+        )
+
+
+def check_real(owner: str, params: Params, domain: PyTree) -> None:
+    """**Raises** `ValueError` if a leaf is not a real number, so that `owner` cannot move it by small steps."""
+
+    def one(name: str, leaf: Any, domain: Any) -> None:
+        if not isinstance(domain, Real):
+            raise ValueError(
+                f"`{owner}` cannot move `{name}` ({leaf.dtype}, {domain}): it takes small steps along real numbers. "
+                f"Give that leaf to a trainer that searches, `Split({{'rest': {owner}(...), 'search': Genetic(...)}}, "
+                "labels)`."
+            )
+
+    map_named(one, params, domain)

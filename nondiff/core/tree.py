@@ -1,0 +1,90 @@
+"""Parameter trees: `None` means "not mine", labels and domains may be prefixes, and a leaf has a name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+
+def is_none(x: Any) -> bool:
+    """For `is_leaf`: visit the leaves that belong to somebody else, too."""
+    return x is None
+
+
+def none_like(tree: PyTree) -> PyTree:
+    """The same tree, owned by nobody: every leaf `None`."""
+    return jtu.tree_map(lambda _: None, tree)
+
+
+def name(path: tuple[Any, ...], root: str = "params") -> str:
+    """`params['net'].weight`: a leaf as one would write it in Python."""
+    return root + jtu.keystr(path)
+
+
+def broadcast(prefix: PyTree, tree: PyTree, *, what: str, is_leaf: Callable[[Any], bool] | None = None) -> PyTree:
+    """`prefix` with every leaf repeated over the subtree of `tree` that it stands for.
+
+    **Raises** `ValueError` that shows both trees if `prefix` is not a prefix of `tree`; `what` names it there.
+    """
+
+    def spread(leaf: Any, subtree: PyTree) -> PyTree:
+        return jtu.tree_map(lambda _: leaf, subtree)
+
+    try:
+        return jtu.tree_map(spread, prefix, tree, is_leaf=is_leaf)
+    except ValueError as error:
+        raise ValueError(
+            f"{what} must be a prefix of the parameters, and is not.\n"
+            f"  {what}: {jtu.tree_structure(prefix, is_leaf=is_leaf)}\n"
+            f"  parameters: {jtu.tree_structure(tree)}\n"
+            f"Give one entry for each leaf, or one for a whole subtree. ({error})"
+        ) from None
+
+
+def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree, is_leaf: Callable[[Any], bool] | None = None):
+    """`tree_map` whose function also gets the leaf's name first."""
+    return jtu.tree_map_with_path(lambda path, *xs: fn(name(path), *xs), tree, *rest, is_leaf=is_leaf)
+
+
+def split_like(key: jax.Array, tree: PyTree) -> PyTree:
+    """One key for every leaf."""
+    leaves, treedef = jtu.tree_flatten(tree)
+    return treedef.unflatten(list(jax.random.split(key, max(len(leaves), 1))[: len(leaves)]))
+
+
+def is_key(x: Any) -> bool:
+    """Is this a typed random key (`jax.random.key`)?"""
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def fresh(tree: PyTree) -> PyTree:
+    """A copy with its own buffers and strong types.
+
+    A weakly typed leaf comes back strong from a step and would compile it a second time; a buffer that the caller
+    still holds, or that stands twice in a state, must not be donated.
+    """
+
+    def one(x: Any) -> Any:
+        if not eqx.is_array_like(x):
+            return x
+        if is_key(x):
+            return jax.random.clone(x)
+        x = jnp.asarray(x)
+        return jnp.array(jax.lax.convert_element_type(x, x.dtype), copy=True)
+
+    return jtu.tree_map(one, tree)
+
+
+def select(condition: Any, new: PyTree, old: PyTree) -> PyTree:
+    """`new` where the scalar `condition` holds, else `old`, for every array of two equal trees."""
+    return jtu.tree_map(lambda n, o: jnp.where(condition, n, o) if eqx.is_array(n) else n, new, old)
+
+
+def barrier(tree: PyTree) -> PyTree:
+    """A seam that XLA does not optimise across: the arrays as they are, computed before anything after it."""
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(jax.lax.optimization_barrier(arrays), rest)
