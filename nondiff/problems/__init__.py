@@ -1,0 +1,6 @@
+"""What is minimised."""
+
+from nondiff.problems.black_box import BlackBox
+from nondiff.problems.supervised import Supervised
+
+__all__ = ["BlackBox", "Supervised"]

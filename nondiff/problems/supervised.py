@@ -1,0 +1,158 @@
+"""A loss over data: arrays in memory, drawn without replacement, or batches from any Python iterator."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Int, Key, PyTree
+
+from nondiff.core.problem import AbstractProblem, Batch, Params
+from nondiff.core.trainer import check_count
+
+
+class _Order(eqx.Module):
+    """A place in shuffled data."""
+
+    order: Int[Array, " n"]
+    position: Int[Array, ""]
+    epoch: Int[Array, ""]
+    key: Key[Array, ""]
+
+
+class _Outside:
+    """Batches from outside. Held apart: trees of arrays and static fields hold no generators."""
+
+    def __init__(self, batches: Any):
+        self.batches = batches
+
+
+class Supervised(AbstractProblem):
+    """`loss(params, batch, key)`, minimised over data.
+
+    **Arguments:**
+
+    - `loss`: takes the parameters, a batch and a key; returns one number, or one per case (their mean is minimised; a
+      trainer may ask for them). It may return `(loss, aux)`.
+    - `data`: a pytree of arrays with the same first axis, of which every step draws `batch_size` rows; or batches from
+      outside: a function of the step number, or any iterable (a `DataLoader`, a generator). An iterable that can be
+      started again is, at its end; a generator ends the training.
+    - `params`: the starting point, arrays only, or a function of a key that makes it.
+    - `batch_size`: rows a step (default `None`: all of them). Rows are drawn without replacement until fewer than a
+      batch are left; then they are shuffled anew. Only for arrays.
+    - `domain`: a domain, or a tree of them, a prefix of the parameters; floats default to `Real()`.
+
+    **Raises** `ValueError` for no data, arrays of unequal length, a batch size that is not between 1 and the number
+    of rows, or one given for batches from outside.
+
+    >>> import jax, jax.numpy as jnp, nondiff, optax
+    >>> x = jnp.linspace(-1.0, 1.0, 64)
+    >>> loss = lambda w, batch, key: (w * batch[0] - batch[1]) ** 2
+    >>> problem = Supervised(loss, (x, 3.0 * x), params=jnp.zeros(()), batch_size=16)
+    >>> result = nondiff.fit(problem, nondiff.Backprop(optax.adam(0.1)), steps=200, key=jax.random.key(0))
+    >>> round(float(result.params), 2)
+    3.0
+    """
+
+    fn: Callable[..., Any] = eqx.field(static=True)
+    data: PyTree
+    stream: Any = eqx.field(static=True)
+    params: Any
+    batch_size: int | None = eqx.field(static=True)
+    domains: PyTree
+    traceable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        data: Any,
+        *,
+        params: Params | Callable[[Key[Array, ""]], Params],
+        batch_size: int | None = None,
+        domain: PyTree = None,
+    ):
+        self.fn, self.params, self.domains, self.batch_size = loss, params, domain, batch_size
+        self.stream = None if _is_arrays(data) else _Outside(data)
+        self.data = jtu.tree_map(jnp.asarray, data) if _is_arrays(data) else None
+        if self.stream is not None:
+            if not (callable(data) or hasattr(data, "__iter__")):
+                raise ValueError(
+                    f"`Supervised(data={data!r})`: expected arrays, an iterable, or a function of the step."
+                )
+            if batch_size is not None:
+                raise ValueError(
+                    f"`Supervised(batch_size={batch_size})`: these batches come from outside, as they are."
+                )
+            return
+        lengths = {np.shape(x)[0] if np.ndim(x) else None for x in jtu.tree_leaves(self.data)}
+        if len(lengths) != 1 or None in lengths or 0 in lengths:
+            shapes = [list(np.shape(x)) for x in jtu.tree_leaves(self.data)]
+            raise ValueError(
+                f"`Supervised(data)` has shapes {shapes}; expected one first axis for all, of 1 or more rows."
+            )
+        if batch_size is not None:
+            check_count("Supervised", "batch_size", batch_size)
+            if batch_size > self._rows:
+                raise ValueError(f"`Supervised(batch_size={batch_size})`: there are only {self._rows} rows.")
+
+    @property
+    def _rows(self) -> int:
+        return jtu.tree_leaves(self.data)[0].shape[0]
+
+    def init(self, *, key: Key[Array, ""]) -> Params:
+        # A model may be callable, too; a function holds no arrays.
+        is_function = callable(self.params) and not any(eqx.is_array_like(x) for x in jtu.tree_leaves(self.params))
+        return self.params(key) if is_function else self.params
+
+    def init_state(self, *, key: Key[Array, ""]) -> _Order | tuple[()]:
+        if self.stream is not None or self.batch_size is None:
+            return ()
+        zero = jnp.zeros((), jnp.int32)
+        return _Order(_shuffled(key, zero, self._rows), zero, zero, key)
+
+    def batch(self, state: _Order | tuple[()], *, key: Key[Array, ""]) -> Batch:
+        del key
+        if self.stream is not None:
+            raise ValueError(
+                "`Supervised`: these batches come from outside; `fit` passes them on, `step(batch=)` takes one."
+            )
+        if not isinstance(state, _Order) or self.batch_size is None:
+            return self.data
+        rows = jax.lax.dynamic_slice_in_dim(state.order, state.position, self.batch_size)
+        return jtu.tree_map(lambda x: x[rows], self.data)
+
+    def loss(self, params: Params, batch: Batch, *, key: Key[Array, ""]) -> tuple[Array, PyTree]:
+        out = self.fn(params, batch, key)
+        return out if isinstance(out, tuple) else (out, None)
+
+    def absorb(self, state: _Order | tuple[()], aux: PyTree, batch: Batch) -> _Order | tuple[()]:
+        del aux, batch
+        if not isinstance(state, _Order) or self.batch_size is None:
+            return state
+        position = state.position + self.batch_size
+        over = position + self.batch_size > self._rows
+        epoch = state.epoch + over
+        order = jax.lax.cond(over, lambda: _shuffled(state.key, epoch, self._rows), lambda: state.order)
+        return _Order(order, jnp.where(over, 0, position), epoch, state.key)
+
+    def batches(self) -> Any:
+        return None if self.stream is None else self.stream.batches
+
+    def domain(self, params: Params) -> PyTree:
+        del params
+        return self.domains
+
+
+def _shuffled(key: Key[Array, ""], epoch: Int[Array, ""], n: int) -> Int[Array, " n"]:
+    return jr.permutation(jr.fold_in(key, epoch), n)
+
+
+def _is_arrays(data: Any) -> bool:
+    if callable(data) or isinstance(data, Iterator):
+        return False
+    leaves = jtu.tree_leaves(data)
+    return bool(leaves) and all(eqx.is_array_like(x) for x in leaves)
