@@ -1,0 +1,6 @@
+"""Where losses are computed."""
+
+from nondiff.evaluators.host import Host
+from nondiff.evaluators.vmap import Vmap
+
+__all__ = ["Host", "Vmap"]

@@ -1,0 +1,94 @@
+"""Candidates as NumPy arrays, `chunk` at a time, in this process: for problems that JAX cannot trace."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from nondiff.core.evaluator import AbstractEvaluator, weigh
+from nondiff.core.problem import AbstractProblem, Batch
+from nondiff.core.query import Evaluation, Query, map_queries
+from nondiff.core.trainer import check_count
+
+
+class Host(AbstractEvaluator):
+    """Calls `problem.losses` on whole chunks of materialised members; the rest of the step stays compiled.
+
+    **Arguments:**
+
+    - `chunk`: members that exist at once (default 32).
+
+    **Raises** `ValueError` for a chunk below 1, a gradient that is asked for, and losses of another shape than one for
+    each member, or one for each member and case.
+
+    >>> import jax, nondiff, numpy as np, optax
+    >>> problem = nondiff.BlackBox(lambda x: float(np.abs(x).sum()), np.ones(3))
+    >>> trainer = nondiff.OpenES(optax.sgd(0.1), sigma=0.1, population=8)
+    >>> nondiff.fit(problem, trainer, steps=2, key=jax.random.key(0), evaluator=Host()).evaluations
+    16
+    """
+
+    chunk: int = eqx.field(static=True, default=32)
+    traceable: ClassVar[bool] = False
+
+    def __check_init__(self) -> None:
+        check_count("Host", "chunk", self.chunk)
+
+    def evaluate(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> PyTree[Evaluation]:
+        batch = _numpy(batch)
+        return map_queries(lambda q: self._answer(problem, q, batch), query)
+
+    def _answer(self, problem: AbstractProblem, query: Query, batch: Batch) -> Evaluation:
+        if query.wants.gradient or query.wants.mean_gradient:
+            raise ValueError(
+                f"`Host` was asked for a gradient of `{type(problem).__name__}`; it only knows losses. Use `Vmap()` if "
+                "JAX can trace the problem, or a trainer that needs no gradient: `OpenES`, `Genetic`."
+            )
+        parts = [self._part(problem, query, batch, i) for i in range(0, len(query), self.chunk)]
+        loss, penalty, cases, aux = jtu.tree_map(lambda *xs: jnp.asarray(np.concatenate(xs)), *parts)
+        return _weigh(query, Evaluation(loss, penalty, cases, aux=aux), self.chunk)
+
+    def _part(self, problem: AbstractProblem, query: Query, batch: Batch, start: int) -> tuple[Any, ...]:
+        n = min(self.chunk, len(query) - start)
+        members, keys, penalty = _members(query, start, n)
+        value, aux = problem.losses(_numpy(eqx.combine(members, _repeat(query.others, n))), batch, keys=keys)
+        value = np.asarray(value)
+        if value.ndim not in (1, 2) or value.shape[0] != n or not np.issubdtype(value.dtype, np.number):
+            raise ValueError(
+                f"`{type(problem).__name__}` answered {n} candidates with {value.dtype}{list(value.shape)}; "
+                f"expected {n} numbers, `[{n}]`, or one for each case, `[{n}, cases]`."
+            )
+        value = value.astype(np.asarray(penalty).dtype)
+        if query.wants.cases and value.ndim == 1:
+            raise ValueError(f"the trainer asks for a loss per case; `{type(problem).__name__}` gives one per member.")
+        loss = value if value.ndim == 1 else value.mean(1)
+        return loss, np.asarray(penalty), value if query.wants.cases else None, aux
+
+
+@eqx.filter_jit
+def _members(query: Query, start: int, n: int) -> tuple[PyTree, Array, Array]:
+    members = query.population.take(start + jnp.arange(n))
+
+    def penalty(member: PyTree) -> Array:
+        return sum((q(member) for q in query.quadratic), jnp.zeros(()))
+
+    return members, jax.lax.dynamic_slice_in_dim(query.keys, start, n), jax.vmap(penalty)(members)
+
+
+_weigh = eqx.filter_jit(lambda query, answer, chunk: weigh(query, answer, chunk=chunk))
+
+
+def _numpy(tree: PyTree) -> PyTree:
+    return jtu.tree_map(lambda x: np.asarray(x) if isinstance(x, jax.Array) and not _is_key(x) else x, tree)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _repeat(others: PyTree, n: int) -> PyTree:
+    return jtu.tree_map(lambda x: np.broadcast_to(np.asarray(x), (n, *x.shape)), others)

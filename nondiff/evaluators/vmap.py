@@ -1,0 +1,38 @@
+"""Candidates side by side on this process's device, `chunk` at a time, inside the compiled step."""
+
+from typing import ClassVar
+
+import equinox as eqx
+from jaxtyping import PyTree
+
+from nondiff.core.evaluator import AbstractEvaluator, sweep
+from nondiff.core.problem import AbstractProblem, Batch
+from nondiff.core.query import Evaluation, Query, map_queries
+from nondiff.core.trainer import check_count
+
+
+class Vmap(AbstractEvaluator):
+    """`jax.vmap` over `chunk` members, and a loop over the chunks.
+
+    **Arguments:**
+
+    - `chunk`: members that exist at once (default 32). More use wide hardware better and cost memory in proportion. It
+      is part of the experiment: another chunk may change the last bits.
+
+    **Raises** `ValueError` for a chunk below 1.
+
+    >>> import jax, jax.numpy as jnp, nondiff, optax
+    >>> problem = nondiff.BlackBox(lambda x: jnp.sum(x**2), jnp.ones(3))
+    >>> trainer = nondiff.OpenES(optax.sgd(0.1), sigma=0.1, population=256)
+    >>> nondiff.fit(problem, trainer, steps=2, key=jax.random.key(0), evaluator=Vmap(chunk=64)).evaluations
+    512
+    """
+
+    chunk: int = eqx.field(static=True, default=32)
+    traceable: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        check_count("Vmap", "chunk", self.chunk)
+
+    def evaluate(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> PyTree[Evaluation]:
+        return map_queries(lambda q: sweep(problem, q, batch, chunk=self.chunk), query)
