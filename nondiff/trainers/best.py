@@ -1,0 +1,67 @@
+"""Keeps the best point that was ever evaluated, around any trainer.
+
+What one wants of a black box whose loss is the same whenever it is asked; where batches or noise change it, a lucky
+draw would stay for ever.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, Key, PyTree
+
+from nondiff.core.problem import Params
+from nondiff.core.query import Evaluation, Query, is_answer, queries
+from nondiff.core.trainer import AbstractTrainer, Metrics
+from nondiff.core.tree import is_none, select
+
+
+class _State(eqx.Module):
+    inner: Any
+    params: Params
+    loss: Float[Array, ""]
+
+
+class Best(AbstractTrainer[_State]):
+    """`inner`, with `params` the best member so far and its loss in the metrics as `best_ever`.
+
+    Costs one rebuilt member a step. Before the first evaluation, `params` is the starting point.
+
+    >>> import jax, jax.numpy as jnp, nondiff, optax
+    >>> problem = nondiff.BlackBox(lambda x: jnp.sum(x**2), jnp.ones(3))
+    >>> trainer = Best(nondiff.OpenES(optax.sgd(1e-9), sigma=0.5, population=64))
+    >>> result = nondiff.fit(problem, trainer, steps=5, key=jax.random.key(0))
+    >>> bool(jnp.sum(result.params**2) < 1.0)  # the centre hardly moved
+    True
+    """
+
+    inner: AbstractTrainer
+
+    @property
+    def traceable(self) -> bool:
+        return self.inner.traceable
+
+    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
+        return _State(self.inner.init(params, domain, key=key), params, jnp.asarray(jnp.inf, dtype=float))
+
+    def ask(self, state: _State, *, key: Key[Array, ""]) -> PyTree[Query]:
+        return self.inner.ask(state.inner, key=key)
+
+    def tell(
+        self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
+    ) -> tuple[_State, Metrics]:
+        best, loss = state.params, state.loss
+        for q, a in zip(queries(query), jtu.tree_leaves(answer, is_leaf=is_answer), strict=True):
+            i = jnp.argmin(a.ranked)
+            member = jtu.tree_map(lambda x: x[0], q.population.take(i[None]))
+            everything = eqx.combine(member, q.others)
+            # Leaves of trainers outside of me are not mine to keep.
+            member = jtu.tree_map(lambda x, new: None if x is None else new, best, everything, is_leaf=is_none)
+            better = a.ranked[i] < loss
+            best, loss = select(better, member, best), jnp.where(better, a.ranked[i].astype(loss.dtype), loss)
+        inner, metrics = self.inner.tell(state.inner, query, answer, key=key)
+        return _State(inner, best, loss), {**metrics, "best_ever": loss}
+
+    def params(self, state: _State) -> Params:
+        return state.params

@@ -1,0 +1,250 @@
+"""A genetic algorithm over mixed leaves (Holland, 1975, "Adaptation in Natural and Artificial Systems"; Eiben & Smith,
+2015, "Introduction to Evolutionary Computing").
+
+Floats, integers and categories vary by what their domain says is near. The archive of parents is shared, a child is
+two indices and a key, and parents are evaluated again at every step: a loss of an older batch, or of other values of
+the leaves that a sibling trainer owns, says nothing about this one.
+"""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from nondiff.core.domain import AbstractDomain, Real, is_domain
+from nondiff.core.population import AbstractSampler, Population
+from nondiff.core.problem import Params
+from nondiff.core.query import Evaluation, Query
+from nondiff.core.trainer import AbstractTrainer, Metrics, at, check_count, check_positive
+from nondiff.core.tree import none_like, split_like
+
+
+class AbstractSelection(eqx.Module):
+    """Who becomes a parent."""
+
+    @abc.abstractmethod
+    def __call__(self, losses: Float[Array, " pop"], n: int, *, key: Key[Array, ""]) -> Int[Array, " n"]:
+        """`n` indices; `losses` has every failure at infinity."""
+
+
+class Truncation(AbstractSelection):
+    """The `n` best."""
+
+    def __call__(self, losses: Array, n: int, *, key: Key[Array, ""]) -> Array:
+        del key
+        return jnp.argsort(losses, stable=True)[:n]
+
+
+class Tournament(AbstractSelection):
+    """`n` times, the best of `size` members drawn with replacement. Larger is greedier (default 3)."""
+
+    size: int = eqx.field(static=True, default=3)
+
+    def __check_init__(self) -> None:
+        check_count("Tournament", "size", self.size)
+
+    def __call__(self, losses: Array, n: int, *, key: Key[Array, ""]) -> Array:
+        entrants = jr.randint(key, (n, self.size), 0, losses.size)
+        return jnp.take_along_axis(entrants, jnp.argmin(losses[entrants], 1)[:, None], 1)[:, 0]
+
+
+class AbstractCrossover(eqx.Module):
+    """Which coordinates of a leaf come from the second parent."""
+
+    @abc.abstractmethod
+    def mask(self, shape: tuple[int, ...], *, key: Key[Array, ""]) -> Array:
+        """True where the second parent is taken."""
+
+
+class UniformCrossover(AbstractCrossover):
+    """Every coordinate on its own, with `probability` (default 0.5)."""
+
+    probability: float = eqx.field(static=True, default=0.5)
+
+    def __check_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"`UniformCrossover(probability={self.probability})`: expected a number from 0 to 1.")
+
+    def mask(self, shape: tuple[int, ...], *, key: Key[Array, ""]) -> Array:
+        return jr.bernoulli(key, self.probability, shape)
+
+
+class OnePointCrossover(AbstractCrossover):
+    """Everything after a random place along the first axis: what stands together stays together."""
+
+    def mask(self, shape: tuple[int, ...], *, key: Key[Array, ""]) -> Array:
+        n = shape[0] if shape else 1
+        after = jnp.arange(n) >= jr.randint(key, (), 0, n + 1)
+        return jnp.broadcast_to(after.reshape(-1, *[1] * (len(shape) - 1)) if shape else after[0], shape)
+
+
+class _Shared(eqx.Module):
+    parents: Params  # [parents, ...]
+    domain: PyTree
+    rate: PyTree  # None: every coordinate mutates
+    scale: PyTree
+
+
+class _Each(eqx.Module):
+    first: Int[Array, "*pop"]
+    second: Int[Array, "*pop"]
+    copy: Array  # an elite: the first parent as it is
+    key: Key[Array, "*pop"]
+
+
+class _Children(AbstractSampler):
+    crossover: AbstractCrossover | None
+    hoist: ClassVar[bool] = False
+
+    def draw(self, shared: _Shared, each: _Each) -> _Each:
+        del shared
+        return each
+
+    def build(self, shared: _Shared, drawn: _Each) -> Params:
+
+        def vary(archive: Array, domain: AbstractDomain, rate: Any, scale: Array, key: Key[Array, ""]) -> Array:
+            k_cross, k_where, k_step = jr.split(key, 3)
+            parent = child = archive[drawn.first]
+            if self.crossover is not None:
+                child = jnp.where(self.crossover.mask(child.shape, key=k_cross), archive[drawn.second], child)
+            moved = domain.neighbour(child, scale, key=k_step)
+            if rate is not None:
+                moved = jnp.where(jr.bernoulli(k_where, rate, child.shape), moved, child)
+            return jnp.where(drawn.copy, parent, moved)
+
+        keys = split_like(drawn.key, shared.parents)
+        return jtu.tree_map(vary, shared.parents, shared.domain, shared.rate, shared.scale, keys)
+
+
+class _State(eqx.Module):
+    parents: Params  # the best first
+    domain: PyTree
+    step: Int[Array, ""]
+
+
+class Genetic(AbstractTrainer[_State]):
+    """Selection, crossover and mutation.
+
+    **Arguments:**
+
+    - `population`: evaluations a step: the elite and its children; at least 2.
+    - `parents`: how many parents are kept (default: half of the population).
+    - `elite`: how many of the best live on unchanged, evaluated again each step (default 1; fewer than `population`,
+      at most `parents`).
+    - `selection`: `Tournament(3)` (default) or `Truncation()`.
+    - `crossover`: `UniformCrossover()` (default), `OnePointCrossover()`, or `None` for mutation alone.
+    - `rate`: probability that a coordinate mutates, a float or an `optax.Schedule`. Default `None`: every coordinate
+      of a `Real` leaf, one expected coordinate of an `Integer` or `Categorical` leaf.
+    - `scale`: size of a mutation: a share of the range for bounded leaves, an absolute number for unbounded ones
+      (default 0.1). `Categorical` leaves ignore it.
+
+    `rate` and `scale` may be dictionaries by the top-level name of the parameters: `scale={"gain": 0.01, "bias": 1.0}`.
+
+    The first parents are the starting point itself and samples of the domain around it.
+
+    **Raises** `ValueError` for counts that do not fit, rates or scales not above 0.
+
+    >>> import jax, jax.numpy as jnp, nondiff
+    >>> x0 = {"n": jnp.array(0), "kind": jnp.array(0)}
+    >>> domain = {"n": nondiff.Integer(0, 100), "kind": nondiff.Categorical(5)}
+    >>> loss = lambda p: jnp.abs(p["n"] - 37) + (p["kind"] != 3)
+    >>> problem = nondiff.BlackBox(loss, x0, domain=domain)
+    >>> result = nondiff.fit(problem, Genetic(population=32), steps=30, key=jax.random.key(0))
+    >>> {name: int(value) for name, value in result.params.items()}
+    {'kind': 3, 'n': 37}
+    """
+
+    population: int = eqx.field(static=True, kw_only=True)
+    parents: int | None = eqx.field(static=True, kw_only=True, default=None)
+    elite: int = eqx.field(static=True, kw_only=True, default=1)
+    selection: AbstractSelection = eqx.field(kw_only=True, default=Tournament(3))
+    crossover: AbstractCrossover | None = eqx.field(kw_only=True, default=UniformCrossover())
+    rate: Any = eqx.field(kw_only=True, default=None)
+    scale: Any = eqx.field(kw_only=True, default=0.1)
+    traceable: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        check_count("Genetic", "population", self.population, least=2)
+        if self.parents is not None:
+            check_count("Genetic", "parents", self.parents)
+            if self.parents > self.population:
+                raise ValueError(
+                    f"`Genetic(population={self.population}, parents={self.parents})`: "
+                    "parents are chosen among the population; use at most as many."
+                )
+        check_count("Genetic", "elite", self.elite, least=0)
+        if self.elite >= self.population or self.elite > self._parents:
+            raise ValueError(
+                f"`Genetic(population={self.population}, parents={self._parents}, elite={self.elite})`: "
+                "the elite must be smaller than the population and at most the number of parents."
+            )
+        for name, value in (("rate", self.rate), ("scale", self.scale)):
+            for part in value.values() if isinstance(value, dict) else [value]:
+                if part is not None:
+                    check_positive("Genetic", name, part)
+
+    @property
+    def _parents(self) -> int:
+        return self.population // 2 if self.parents is None else self.parents
+
+    def _scales(self, state: _State) -> PyTree:
+        def one(path: Any, domain: AbstractDomain) -> Array:
+            del domain
+            return at(_by_name(self.scale, path, "scale"), state.step)
+
+        return jtu.tree_map_with_path(one, state.domain, is_leaf=is_domain)
+
+    def _rates(self, state: _State) -> PyTree:
+        def one(path: Any, domain: AbstractDomain, archive: Array) -> Array | None:
+            rate = _by_name(self.rate, path, "rate")
+            if rate is not None:
+                return at(rate, state.step)
+            return None if isinstance(domain, Real) else at(1.0 / max(archive[0].size, 1), state.step)
+
+        return jtu.tree_map_with_path(one, state.domain, state.parents, is_leaf=is_domain)
+
+    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
+        alone = _State(jtu.tree_map(lambda x: x[None], params), domain, jnp.zeros((), jnp.int32))
+
+        def some(x: Array, d: AbstractDomain, scale: Array, key: Key[Array, ""]) -> Array:
+            more = jax.vmap(lambda k: d.sample(x, scale, key=k))(jr.split(key, self._parents - 1))
+            return jnp.concatenate([x[None], more])
+
+        parents = jtu.tree_map(some, params, domain, self._scales(alone), split_like(key, params))
+        return _State(parents, domain, alone.step)
+
+    def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:
+        k_first, k_second, k_vary, k_evaluation = jr.split(key, 4)
+        n, mu = self.population, self._parents
+        i = jnp.arange(n)
+        elite = i < self.elite
+        first = jnp.where(elite, i, jr.randint(k_first, (n,), 0, mu))
+        each = _Each(first, jr.randint(k_second, (n,), 0, mu), elite, jr.split(k_vary, n))
+        shared = _Shared(state.parents, state.domain, self._rates(state), self._scales(state))
+        keys = jnp.broadcast_to(k_evaluation, (n,))  # common random numbers: members are compared
+        return Query(Population(shared, each, _Children(self.crossover)), none_like(state.parents), keys)
+
+    def tell(self, state: _State, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[_State, Metrics]:
+        losses = answer.ranked
+        best = jnp.argsort(losses, stable=True)[: max(self.elite, 1)]
+        chosen = self.selection(losses, self._parents, key=key)
+        # The best stand first: they are the elite, and `params`.
+        chosen = jnp.concatenate([best, chosen])[: self._parents]
+        return _State(query.population.take(chosen), state.domain, state.step + 1), {}
+
+    def params(self, state: _State) -> Params:
+        return jtu.tree_map(lambda x: x[0], state.parents)
+
+
+def _by_name(value: Any, path: tuple[Any, ...], what: str) -> Any:
+    if not isinstance(value, dict):
+        return value
+    top = getattr(path[0], "key", getattr(path[0], "name", None)) if path else None
+    if top not in value:
+        raise ValueError(f"`Genetic({what}={value})` has no entry for `{top}`; give one for each top-level name.")
+    return value[top]
