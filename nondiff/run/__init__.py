@@ -1,0 +1,1 @@
+"""A training run and what surrounds it: the loop, its log, experiments."""

@@ -1,0 +1,35 @@
+"""An experiment: what `nondiff run` runs."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from nondiff.core.evaluator import AbstractEvaluator
+from nondiff.core.problem import AbstractProblem
+from nondiff.core.trainer import AbstractTrainer
+from nondiff.run.fit import Batches, Result
+
+Report = Callable[[Result], Mapping[str, float | int | str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What `make(config)` of an experiment's file returns: the arguments of `fit`, and what to report.
+
+    >>> import jax.numpy as jnp, nondiff, optax
+    >>> problem = nondiff.BlackBox(lambda x: jnp.sum(x**2), jnp.ones(3))
+    >>> Experiment(problem, nondiff.Backprop(optax.sgd(0.1)), 300, report=lambda result: {"loss": result.loss}).steps
+    300
+    """
+
+    problem: AbstractProblem
+    trainer: AbstractTrainer
+    steps: int
+    _: dataclasses.KW_ONLY
+    evaluator: AbstractEvaluator | None = None
+    """Default: that of `fit`."""
+    batches: Batches | None = None
+    """Default: the problem's own."""
+    report: Report | None = None
+    """Called after training: the final metrics, by name. Default: none."""
+    log_every: int | None = None
+    """Steps between two lines of progress. Default: a hundredth of `steps`."""

@@ -1,0 +1,115 @@
+"""`minimise(f, x0)`: the one call for a black box."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import optax
+from jaxtyping import Array, Key, PyTree
+
+from nondiff.core.domain import Real, is_domain
+from nondiff.core.problem import Params
+from nondiff.core.query import queries
+from nondiff.core.step import init, keys
+from nondiff.core.trainer import AbstractTrainer, check_count
+from nondiff.problems import BlackBox
+from nondiff.run.fit import Result, Row, fit
+from nondiff.trainers import Best, Genetic, OpenES
+
+
+def minimise(
+    f: Callable[[Any], Any],
+    x0: Params,
+    *,
+    domain: PyTree = None,
+    trainer: AbstractTrainer | None = None,
+    evaluations: int | None = None,
+    target: float | None = None,
+    key: Key[Array, ""] | None = None,
+    workers: int = 0,
+) -> Result:
+    """The best point found for `f`, starting from `x0`.
+
+    **Arguments:**
+
+    - `f`: one number for one point; JAX or plain Python on NumPy arrays. Deterministic: the best value ever seen wins.
+    - `x0`: a number, an array, or any pytree of them.
+    - `domain`: a `Real`, `Integer` or `Categorical`, or a tree of them, a prefix of `x0`.
+    - `trainer`: default `OpenES` where every leaf is an unbounded real, else `Genetic`; both with steps that shrink by
+      three orders of magnitude over the budget. Any trainer serves, `Backprop` too if `f` is written in JAX.
+    - `evaluations`: the budget, never exceeded (default: 1,000 for each coordinate, between 10,000 and 100,000).
+    - `target`: stop as soon as the best value is at or below it.
+    - `key`: `jax.random.key(seed)` (default seed 0: the same call gives the same answer).
+    - `workers`: 0, this process.
+
+    **Returns** a `Result`: `params` is the best point, `loss` its value, `evaluations` how many were made, `reason` why
+    it ended.
+
+    **Raises** `ValueError` for a budget smaller than one step of the trainer, and for what `BlackBox` refuses.
+
+    >>> import nondiff
+    >>> def cost(x):  # any Python
+    ...     return (x["depth"] - 7) ** 2 + abs(float(x["rate"]) - 0.3)
+    >>> domain = {"depth": nondiff.Integer(1, 20), "rate": nondiff.Real(0.001, 1.0, log=True)}
+    >>> result = minimise(cost, {"depth": 1, "rate": 0.01}, domain=domain, target=1e-2)
+    >>> int(result.params["depth"]), bool(result.loss <= 1e-2)
+    (7, True)
+    """
+    if evaluations is not None:
+        check_count("minimise", "evaluations", evaluations)
+    if workers != 0:
+        raise ValueError(f"`minimise(workers={workers!r})`: evaluation runs in this process only; use 0.")
+    problem = BlackBox(f, x0, domain=domain)
+    size = sum(x.size for x in jtu.tree_leaves(problem.x0))
+    budget = min(max(1_000 * size, 10_000), 100_000) if evaluations is None else evaluations
+    chosen = Best(_default(problem, budget) if trainer is None else trainer)
+    key = jr.key(0) if key is None else key
+    per_step = _evaluations(problem, chosen, key)
+    if budget < per_step:
+        raise ValueError(
+            f"`minimise(evaluations={budget})`: one step of `{type(chosen.inner).__name__}` makes {per_step} of them; "
+            "give at least as many, or a trainer with a smaller population."
+        )
+
+    def reached(step: int, row: Row) -> str | None:
+        del step
+        return None if target is None or row["best_ever"] > target else f"the target {target} was reached"
+
+    steps = budget // per_step
+    log_every = 1 if target is not None or not problem.traceable else max(1, steps // 100)
+    result = fit(problem, chosen, steps=steps, key=key, stop=(reached,), log_every=log_every)
+    loss = float(result.state.trainer.loss)
+    spent = result.reason == f"all {steps} steps done"
+    reason = f"the budget of {budget} evaluations was spent" if spent else result.reason
+    return dataclasses.replace(result, loss=loss, reason=reason)
+
+
+def _default(problem: BlackBox, budget: int) -> AbstractTrainer:
+    size = sum(x.size for x in jtu.tree_leaves(problem.x0))
+    population = 2 * (8 + int(1.5 * math.log(size + 1)))  # grows as in CMA-ES, from a base that a noisy start needs
+    population = max(2, min(population, 2 * (budget // 2)))
+    steps = max(budget // population, 1)
+
+    def shrinking(start: float) -> optax.Schedule:
+        return optax.exponential_decay(start, steps, 1e-3)
+
+    domains = jtu.tree_leaves(problem.domains, is_leaf=is_domain)
+    if all(isinstance(d, Real) and not d.constrained for d in domains):
+        reach = 0.3 * max(1.0, float(jnp.max(jnp.asarray([jnp.max(jnp.abs(x)) for x in jtu.tree_leaves(problem.x0)]))))
+        return OpenES(optax.adam(shrinking(reach)), sigma=shrinking(reach), population=population)
+    return Genetic(population=population, scale=shrinking(0.3))
+
+
+def _evaluations(problem: BlackBox, trainer: AbstractTrainer, key: Key[Array, ""]) -> int:
+    """How many one step makes."""
+
+    def first() -> PyTree:
+        state = init(problem, trainer, key=key)
+        return trainer.ask(state.trainer, key=keys(state)[1])
+
+    return sum(len(q) for q in queries(eqx.filter_eval_shape(first) if trainer.traceable else first()))
