@@ -1,0 +1,102 @@
+"""The lists. One line here buys a trainer, problem, evaluator or estimator the whole contract suite."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+
+import nondiff as nd
+
+
+def adam(rate: float = 0.1, steps: int = 200) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(rate, steps, 0.1))
+
+
+TRAINERS: dict[str, nd.AbstractTrainer] = {
+    "backprop": nd.Backprop(adam()),
+    "backprop_samples": nd.Backprop(optax.sgd(1.0), samples=3),
+    "best_open_es": nd.Best(nd.OpenES(adam(), sigma=0.1, population=16)),
+    "genetic": nd.Genetic(population=32),
+    "memetic": nd.Memetic(nd.Genetic(population=8), rate=0.5),
+    "open_es": nd.OpenES(adam(), sigma=0.1, population=16),
+    "open_es_zscore": nd.OpenES(adam(), sigma=0.1, population=15, weighting=nd.ZScore(), antithetic=False),
+    "split": nd.Split(
+        {"slope": nd.Backprop(adam()), "search": nd.OpenES(adam(), sigma=0.1, population=16)},
+        {"a": "slope", "b": "search"},
+    ),
+}
+
+FOR_STEADY_LOSSES = {"best_open_es"}
+
+WITH_GRADIENT = {"backprop", "backprop_samples", "memetic", "split"}
+
+EVALUATORS: dict[str, nd.AbstractEvaluator] = {
+    "host": nd.Host(chunk=5),
+    "vmap": nd.Vmap(),
+    "vmap_4": nd.Vmap(chunk=4),
+}
+
+ESTIMATORS: dict[str, nd.AbstractEstimator] = {
+    "marginal_likelihood": nd.MarginalLikelihood(20),
+    "score_function": nd.ScoreFunction(8),
+    "score_function_entropy": nd.ScoreFunction(8, entropy=0.01),
+    "score_function_no_baseline": nd.ScoreFunction(8, baseline=nd.NoBaseline()),
+    "tabulate": nd.Tabulate(),
+    "tabulate_expected": nd.Tabulate(objective=nd.ExpectedLoss()),
+}
+
+
+def start() -> Any:
+    """The parameters of every problem here: names that `TRAINERS["split"]` labels."""
+    return {"a": jnp.array([1.0, -1.0]), "b": {"w": jnp.ones((2, 3))}}
+
+
+def _regression(params: Any, batch: Any, key: Any) -> Any:
+    x, y = batch
+    return (jnp.tanh(x @ params["b"]["w"]).sum(-1) + params["a"][0] * x[:, 0] + params["a"][1] - y) ** 2, {
+        "noise": jr.normal(key, ())
+    }
+
+
+def _through_a_program(params: Any, batch: Any, key: Any) -> Any:
+    x, y = batch
+    logits = jnp.stack([x @ params["b"]["w"], params["a"][0] * jnp.ones((x.shape[0], 3))], 1)
+
+    def rest(symbols: Any) -> Any:
+        return (PROGRAM(symbols) != y).astype(jnp.float32)
+
+    return nd.through(rest, logits, via=nd.MarginalLikelihood(5), key=key)
+
+
+PROGRAM = nd.Opaque(lambda symbols: int(symbols.sum()), jax.ShapeDtypeStruct((), jnp.int32))
+
+
+def _rows(n: int) -> Any:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(n, 2)).astype(np.float32)
+    return x, x.sum(1) - 1
+
+
+PROBLEMS: dict[str, nd.AbstractProblem] = {
+    "black_box": nd.BlackBox(lambda p: jnp.sum((p["a"] - 0.5) ** 2) + jnp.sum(jnp.abs(p["b"]["w"])), start()),
+    "black_box_numpy": nd.BlackBox(lambda p: float(np.sum(p["a"] ** 2) + np.abs(p["b"]["w"]).sum()), start()),
+    "black_box_vectorized": nd.BlackBox(
+        lambda p: jnp.sum(p["a"] ** 2, 1) + jnp.sum(p["b"]["w"] ** 2, (1, 2)), start(), vectorized=True
+    ),
+    "supervised": nd.Supervised(_regression, _rows(20), params=start(), batch_size=8),
+    "supervised_all": nd.Supervised(_regression, _rows(8), params=lambda key: start()),
+    "opaque": nd.Supervised(
+        _through_a_program, (_rows(8)[0], np.arange(8) % 5), params=start(), batch_size=4, domain=nd.Real(-5.0, 5.0)
+    ),
+}
+
+
+def possible(trainer: str, problem: str, evaluator: str = "vmap") -> bool:
+    """Does this combination exist? A gradient needs a problem and an evaluator that JAX can trace."""
+    host = not PROBLEMS[problem].traceable
+    if host and EVALUATORS[evaluator].traceable:
+        return False
+    return not (trainer in WITH_GRADIENT and (host or not EVALUATORS[evaluator].traceable))

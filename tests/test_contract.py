@@ -1,0 +1,66 @@
+"""Every trainer, problem, evaluator and estimator keeps the contract: lists x lists."""
+
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+import pytest
+from helpers import ESTIMATORS, EVALUATORS, FOR_STEADY_LOSSES, PROBLEMS, TRAINERS, possible
+
+import nondiff as nd
+from nondiff.testing import check_estimator, check_evaluator, check_problem, check_trainer, count_compilations
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_trainer(name: str) -> None:
+    check_trainer(TRAINERS[name], moving=name not in FOR_STEADY_LOSSES)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_problem(name: str) -> None:
+    check_problem(PROBLEMS[name])
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_evaluator(name: str) -> None:
+    check_evaluator(EVALUATORS[name])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimator(name: str) -> None:
+    check_estimator(ESTIMATORS[name])
+
+
+def same_bits(a: nd.Result, b: nd.Result) -> None:
+    for x, y in zip(jtu.tree_leaves(a.params), jtu.tree_leaves(b.params), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def check_run(trainer: str, problem: str, evaluator: str) -> None:
+    """Finite, compiled once, and the same bits in one run of 5 steps or two of 2 and 3."""
+    parts, where = (PROBLEMS[problem], TRAINERS[trainer]), EVALUATORS[evaluator]
+    whole = nd.fit(*parts, steps=5, key=jr.key(0), evaluator=where)
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jtu.tree_leaves(whole.params))
+    half = nd.fit(*parts, steps=2, key=jr.key(0), evaluator=where)
+    with count_compilations() as compiled:
+        rest = nd.fit(*parts, steps=5, state=half.state, evaluator=where)
+    assert not compiled
+    same_bits(whole, rest)
+    assert whole.evaluations == half.evaluations + rest.evaluations
+
+
+ALL = [(t, p, e) for t in TRAINERS for p in PROBLEMS for e in EVALUATORS if possible(t, p, e)]
+EVERY_TRAINER_ON_EVERY_EVALUATOR = [x for x in ALL if x[1] == "supervised"]
+EVERY_PROBLEM = [x for x in ALL if x[0] == "open_es" and x[1] != "supervised" and x[2] in ("host", "vmap_4")]
+USUAL = EVERY_TRAINER_ON_EVERY_EVALUATOR + EVERY_PROBLEM
+
+
+@pytest.mark.parametrize(("trainer", "problem", "evaluator"), USUAL)
+def test_run(trainer: str, problem: str, evaluator: str) -> None:
+    check_run(trainer, problem, evaluator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("trainer", "problem", "evaluator"), [x for x in ALL if x not in USUAL])
+def test_run_product(trainer: str, problem: str, evaluator: str) -> None:
+    check_run(trainer, problem, evaluator)

@@ -1,0 +1,110 @@
+"""The pages say what is true: every block runs, every command parses, every link leads somewhere."""
+
+import configparser
+import contextlib
+import importlib.util
+import io
+import re
+import shlex
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tyro
+
+import nondiff
+import nondiff.testing
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+INLINE = re.compile(r"`(nondiff run [^`]*\.py[^`]*)`")
+SAID = re.compile(r"^print\(.*\)  # (.*)$")
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
+    """The blocks of a language, each with the number of its first line."""
+    text = page.read_text()
+    for match in BLOCK.finditer(text):
+        if match[1] == language:
+            yield text.count("\n", 0, match.start(2)) + 1, match[2]
+
+
+@each_page
+def test_python_blocks_run_and_print_what_they_say(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # a class looks its module up
+    for line, source in blocks(page, "python"):
+        code = compile("\n" * (line - 1) + source, str(page), "exec")
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(code, module.__dict__)
+        said = [match[1] for text in source.splitlines() if (match := SAID.match(text))]
+        assert out.getvalue().splitlines() == said, f"{page.name}, line {line}: what the comments say is not printed"
+        assert said or "assert" in source or "check_" in source, f"{page.name}, line {line}: this block shows nothing"
+
+
+def test_the_readme_has_two_commands() -> None:
+    commands = [source for _, source in blocks(ROOT / "README.md", "console")]
+    assert len(commands) == 2
+    assert all(len(command.splitlines()) == 1 and not command.startswith("$") for command in commands)
+
+
+@each_page
+def test_commands_parse(page: Path) -> None:
+    lines = [line for _, source in blocks(page, "console") for line in source.splitlines()]
+    for line in [*lines, *INLINE.findall(page.read_text())]:
+        for command in line.split("&&"):
+            _check_command(shlex.split(command))
+
+
+def _check_command(words: list[str]) -> None:
+    if words[:2] == ["nondiff", "run"]:
+        file, arguments = ROOT / words[2], [word for word in words[3:] if word != "--json"]
+        assert file.is_file(), f"there is no {words[2]}"
+        try:
+            tyro.cli(_load(file).Config, args=arguments)
+        except SystemExit:
+            pytest.fail(f"`{shlex.join(words)}` does not parse")
+    elif words[:2] == ["pip", "install"] and words[2].startswith(".["):
+        setup = configparser.ConfigParser()
+        setup.read(ROOT / "setup.cfg")
+        for extra in words[2][2:-1].split(","):
+            assert extra in setup["options.extras_require"], f"there is no extra `{extra}`"
+
+
+def _load(file: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(f"documented_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(BLOCK.sub("", page.read_text())):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links to {target}, which does not exist"
+        if anchor:
+            assert anchor in _anchors(file), f"{page.name} links to {target}; the headings there are {_anchors(file)}"
+
+
+def _anchors(page: Path) -> list[str]:
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_every_public_name_is_documented() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    checks = [name for name in vars(nondiff.testing) if name.startswith("check_")]
+    missing = [name for name in [*nondiff.__all__, *checks] if f"`{name}`" not in text]
+    assert not missing, f"docs/api.md says nothing of {missing}"
