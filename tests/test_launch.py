@@ -267,7 +267,7 @@ RETURN = "return nondiff.Experiment(problem, trainer, config.steps, report=repor
         (RETURN, "return 3", "toy.py: `make` returned 3; expected a `nondiff.Experiment`."),
         (REPORT, "return [1]", "toy.py: `report` returned [1]; expected a dict of numbers and words."),
         ("steps: int = 3", "steps: int = -3", "toy.py: `fit(steps=-3)`: expected a whole number of at least 0."),
-        ("float = 0.25", "float = -1.0", "toy.py: `Backprop(optimizer)`: its first step on a gradient of 1 is 1;"),
+        ("float = 0.25", "float = -1.0", "toy.py: `Backprop(optimizer)`: its first step on a gradient of 1 is 1,"),
         (
             RETURN,
             RETURN.replace("report=report", "log_every=0"),

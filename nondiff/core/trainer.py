@@ -94,8 +94,8 @@ def check_optimizer(owner: str, optimizer: optax.GradientTransformation) -> None
         return  # one that is made for a certain tree, as by `optax.partition`
     if not (math.isfinite(step) and step < 0):
         raise ValueError(
-            f"`{owner}(optimizer)`: its first step on a gradient of 1 is {step + 0.0:g}; it must be finite and go downhill"
-            ". Is the learning rate NaN, zero or negative?"
+            f"`{owner}(optimizer)`: its first step on a gradient of 1 is {step + 0.0:g}, not finite and downhill. "
+            "Is the learning rate NaN, zero or negative?"
         )
 
 
