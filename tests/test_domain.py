@@ -125,7 +125,7 @@ def test_domains_run_under_jit_and_vmap_alike() -> None:
     ("build", "message"),
     [
         (lambda: Real(1.0, 1.0), r"`lo` must be below `hi`"),
-        (lambda: Real(float("nan"), 1.0), r"`lo` must be below `hi`"),
+        (lambda: Real(float("nan"), 1.0), r"the bound nan is not finite throughout"),
         (lambda: Real(0.0, 1.0, log=True), r"a log scale needs `lo` above 0, for example `lo=1e-6`"),
         (lambda: Integer(3, 2), r"`Integer\(lo=3, hi=2\)`: give two integers with `lo <= hi`"),
         (lambda: Integer(0.5, 2), r"`Integer\(lo=0.5, hi=2\)`"),

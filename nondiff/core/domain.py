@@ -8,8 +8,10 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Key, PyTree, Shaped
 
 from nondiff.core.tree import broadcast, map_named
@@ -36,7 +38,12 @@ class AbstractDomain(eqx.Module):
 
 
 def _bound(x: Any) -> Array | None:
-    return None if x is None else jnp.asarray(x, dtype=float)
+    """An infinite bound is none."""
+    if x is None or np.all(np.isinf(x)):
+        return None
+    if not np.all(np.isfinite(x)):
+        raise ValueError(f"`Real`: the bound {x} is not finite throughout; leave it out, or use a large number.")
+    return jnp.asarray(x, dtype=float)
 
 
 class Real(AbstractDomain):
@@ -61,6 +68,10 @@ class Real(AbstractDomain):
             raise ValueError(f"`Real(lo={self.lo}, log=True)`: a log scale needs `lo` above 0, for example `lo=1e-6`.")
         if self.log and self.hi is not None and not bool(jnp.all(self.hi > 0)):
             raise ValueError(f"`Real(hi={self.hi}, log=True)`: a log scale needs `hi` above 0; no value would fit.")
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={bound}" for name, bound in (("lo", self.lo), ("hi", self.hi)) if bound is not None]
+        return f"Real({', '.join([*parts, *['log=True'] * self.log])})"
 
     @property
     def constrained(self) -> bool:
@@ -105,12 +116,21 @@ class Real(AbstractDomain):
 
 
 class _Discrete(AbstractDomain):
+    @property
+    @abc.abstractmethod
+    def ends(self) -> tuple[int, int]:
+        """The least and the greatest value."""
+
     def check(self, leaf: Array, name: str) -> None:
         if not jnp.issubdtype(leaf.dtype, jnp.integer):
             raise ValueError(
                 f"`{name}` is {leaf.dtype}, and its domain is `{type(self).__name__}`. Make it an integer array, "
                 "for example `jnp.zeros(shape, int)`, or give it `Real()`."
             )
+        lo, hi = self.ends
+        least, greatest = jnp.iinfo(leaf.dtype).min, min(jnp.iinfo(leaf.dtype).max, jnp.iinfo(jnp.int32).max - 1)
+        if lo < least or hi > greatest:
+            raise ValueError(f"`{name}` is {leaf.dtype}, for {least} to {greatest}; its domain is {lo} to {hi}.")
 
 
 class Integer(_Discrete):
@@ -127,6 +147,10 @@ class Integer(_Discrete):
     def __check_init__(self) -> None:
         if not (isinstance(self.lo, int) and isinstance(self.hi, int) and self.lo <= self.hi):
             raise ValueError(f"`Integer(lo={self.lo!r}, hi={self.hi!r})`: give two integers with `lo <= hi`.")
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        return self.lo, self.hi
 
     def clip(self, x: Array) -> Array:
         return jnp.clip(x, self.lo, self.hi)
@@ -156,6 +180,10 @@ class Categorical(_Discrete):
     def __check_init__(self) -> None:
         if not (isinstance(self.n, int) and self.n >= 1):
             raise ValueError(f"`Categorical(n={self.n!r})`: give the number of categories, at least 1.")
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        return 0, self.n - 1
 
     def clip(self, x: Array) -> Array:
         return jnp.clip(x, 0, self.n - 1)
@@ -198,3 +226,15 @@ def complete(domain: PyTree, params: PyTree) -> PyTree:
         return domain
 
     return map_named(one, params, full)
+
+
+def check_inside(params: PyTree, domain: PyTree) -> None:
+    """**Raises** `ValueError` for a leaf outside of its domain; says nothing of values that are not known yet."""
+
+    def one(name: str, leaf: Any, domain: AbstractDomain) -> None:
+        inside = jnp.all(domain.clip(leaf) == leaf)
+        known = not isinstance(inside, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
+        if known and not bool(inside):
+            raise ValueError(f"`{name}` = {leaf} lies outside of its domain, {domain}. Start inside.")
+
+    map_named(one, params, domain)

@@ -33,7 +33,8 @@ def measure(problem: AbstractProblem, query: Query, batch: Batch, drawn: PyTree,
 
     def total(member: PyTree) -> tuple[Array, tuple[Array, Array, Array, PyTree]]:
         value, aux = problem.loss(eqx.combine(member, query.others), batch, key=key)
-        value = jnp.asarray(value).astype(jnp.promote_types(value.dtype, jnp.float32))
+        value = jnp.asarray(value)
+        value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
         loss = jnp.mean(value)
         penalty = sum((q(member).astype(loss.dtype) for q in query.quadratic), jnp.zeros_like(loss))
         return loss + penalty, (loss, penalty, value, aux)

@@ -41,7 +41,10 @@ class AbstractSampler(eqx.Module):
         """One member, from its random part."""
 
     def draws(self, shared: PyTree, each: PyTree) -> PyTree:
-        """`draw` for many members; override it to share work between them, without changing a bit."""
+        """`draw` for a chunk of the population, its members in order; override it to share work between them.
+
+        Chunks start at multiples of their size. Not a bit may change.
+        """
         return jax.vmap(lambda e: self.draw(shared, e))(each)
 
     def apply(self, fn: Callable[..., Any], shared: PyTree, drawn: PyTree, *args: Any) -> Any:
@@ -76,8 +79,11 @@ class Population(eqx.Module):
 
     def take(self, indices: Int[Array, " n"]) -> Params:
         """The chosen members as plain arrays, every leaf `[n, ...]`: survivors, the best, a chunk for the host."""
-        drawn = self.sampler.draws(self.shared, jtu.tree_map(lambda x: x[indices], self.each))
-        return jax.vmap(lambda d: self.sampler.build(self.shared, d))(drawn)
+
+        def one(each: PyTree) -> Params:  # `draws` may share work between neighbours, and these are none
+            return self.sampler.build(self.shared, self.sampler.draw(self.shared, each))
+
+        return jax.vmap(one)(jtu.tree_map(lambda x: x[indices], self.each))
 
     def sums(self, weights: Float[Array, " pop"], *, chunk: int) -> PyTree:
         """`sum_i weights[i] * statistics_i`, chunk by chunk in the order of their numbers, so always the same bits."""

@@ -15,7 +15,7 @@ from nondiff.core.tree import is_none
 
 
 class Wants(NamedTuple):
-    """What an answer holds beside the losses; a trainer may want several at once."""
+    """What an answer holds beside the losses; a trainer may want several at once, of the two gradients one."""
 
     cases: bool = False
     """The loss of every case, `[pop, cases]`."""
@@ -58,6 +58,10 @@ class Query(eqx.Module):
     weigh: AbstractWeighting | None = None
     """Asks for `Evaluation.sums`."""
     wants: Wants = eqx.field(static=True, default=Wants())
+
+    def __check_init__(self) -> None:
+        if self.wants.gradient and self.wants.mean_gradient:
+            raise ValueError("`Query(wants)`: ask for `gradient` or for `mean_gradient`, not for both.")
 
     def __len__(self) -> int:
         return self.keys.shape[0]

@@ -14,7 +14,7 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, Int, Key, PyTree
 
-from nondiff.core.domain import complete
+from nondiff.core.domain import check_inside, complete
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import is_answer
@@ -41,6 +41,7 @@ def init(problem: AbstractProblem, trainer: AbstractTrainer, *, key: Key[Array, 
     k_params, k_trainer, k_problem, k_root = jr.split(key, 4)
     params = map_named(_array, problem.init(key=k_params))
     domain = complete(problem.domain(params), params)
+    check_inside(params, domain)
     start = (
         eqx.filter_jit(_start) if trainer.traceable else _start
     )  # at once: its many small operations, one by one, are slow
@@ -77,8 +78,8 @@ def step(
     """One step. `batch` is given when it comes from outside.
 
     The metrics are the trainer's own and, over all evaluations of the step, `loss` (their mean), `best`, `failed`,
-    `evaluations` and `lost`: whether every evaluation of some query failed. Then there is nothing to learn from: the
-    state stays, and only `step` moves on.
+    `evaluations` and `lost`: whether every evaluation of some query failed, or the step led to parameters that are not
+    finite. Then the state stays, and only `step` moves on.
     """
     # Three seams, the same bits on both sides: XLA must not fuse across the lines where a far evaluator is cut off.
     seam, jit = (barrier, _same) if _all_traceable(problem, trainer, evaluator) else (_same, eqx.filter_jit)
@@ -121,6 +122,10 @@ def _unless(lost: Any, new: Any, old: Any) -> Any:
     return old if bool(lost) else new
 
 
+def _is_float(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
 def _ask(trainer: AbstractTrainer, state: TrainState) -> PyTree:
     return trainer.ask(state.trainer, key=keys(state)[1])
 
@@ -129,7 +134,8 @@ def _tell(trainer: AbstractTrainer, state: TrainState, query: PyTree, answer: Py
     new, own = trainer.tell(state.trainer, query, answer, key=keys(state)[2])
     losses = [a.loss for a in _answers(answer)]
     ok = [jnp.isfinite(x) for x in losses]
-    lost = jnp.any(jnp.stack([~jnp.any(x) for x in ok]))
+    moved = [jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(trainer.params(new)) if _is_float(x)]
+    lost = jnp.any(jnp.stack([*[~jnp.any(x) for x in ok], *[~x for x in moved]]))
     all_ok, every = jnp.concatenate(ok), jnp.concatenate(losses)
     metrics = {
         "loss": jnp.mean(every, where=all_ok),

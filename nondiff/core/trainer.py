@@ -99,6 +99,13 @@ def check_optimizer(owner: str, optimizer: optax.GradientTransformation) -> None
         )
 
 
+def check_trainers(owner: str, *parts: Any) -> None:
+    """**Raises** `ValueError` for a part of a combinator that is no trainer."""
+    for part in parts:
+        if not isinstance(part, AbstractTrainer):
+            raise ValueError(f"`{owner}` was given {part!r} where a trainer belongs, for example `OpenES(...)`.")
+
+
 def check_real(owner: str, params: Params, domain: PyTree) -> None:
     """**Raises** `ValueError` if a leaf is not a real number, so that `owner` cannot move it by small steps."""
 

@@ -155,7 +155,7 @@ class Opaque:
         self.distinct_calls += 1
         try:
             answer = self.fn(*[np.array(x) for x in case])  # its own copy: a program may write into its input
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             text = "".join(traceback.format_exception(type(error), error, _own_frames(error)))
             raise OpaqueError(f"`{self!r}` raised on the input {_show(case)}:\n{text}") from error
         expected, treedef = jtu.tree_flatten(self.out)
@@ -191,7 +191,7 @@ def _show(case: list[np.ndarray]) -> str:
     return ", ".join(np.array2string(x, threshold=20) for x in case)
 
 
-def _own_frames(error: Exception) -> Any:
+def _own_frames(error: BaseException) -> Any:
     return error.__traceback__.tb_next if error.__traceback__ is not None else None
 
 

@@ -4,6 +4,7 @@ Welling (2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!").
 """
 
 import abc
+import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -80,7 +81,7 @@ class ScoreFunction(AbstractEstimator):
 
     def __check_init__(self) -> None:
         check_count("ScoreFunction", "samples", self.samples, least=self.baseline.least)
-        if not self.entropy >= 0:
+        if not 0 <= self.entropy < math.inf:
             raise ValueError(f"`ScoreFunction(entropy={self.entropy})`: expected 0 or more, for example 0.02.")
 
     def surrogate(self, rest: Rest, logits: Array, value: Array, *, key: Key[Array, ""]) -> Float[Array, " cases"]:

@@ -13,6 +13,7 @@ from nondiff.core.evaluator import AbstractEvaluator, weigh
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Query, map_queries
 from nondiff.core.trainer import check_count
+from nondiff.core.tree import is_key
 
 
 class Host(AbstractEvaluator):
@@ -57,7 +58,7 @@ class Host(AbstractEvaluator):
         members, keys, penalty = _members(query, start, n)
         value, aux = problem.losses(_numpy(eqx.combine(members, _repeat(query.others, n))), batch, keys=keys)
         value = np.asarray(value)
-        if value.ndim not in (1, 2) or value.shape[0] != n or not np.issubdtype(value.dtype, np.number):
+        if value.ndim not in (1, 2) or value.shape[0] != n or value.dtype.kind not in "fiub":
             raise ValueError(
                 f"`{type(problem).__name__}` answered {n} candidates with {value.dtype}{list(value.shape)}; "
                 f"expected {n} numbers, `[{n}]`, or one for each case, `[{n}, cases]`."
@@ -83,11 +84,7 @@ _weigh = eqx.filter_jit(lambda query, answer, chunk: weigh(query, answer, chunk=
 
 
 def _numpy(tree: PyTree) -> PyTree:
-    return jtu.tree_map(lambda x: np.asarray(x) if isinstance(x, jax.Array) and not _is_key(x) else x, tree)
-
-
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jtu.tree_map(lambda x: np.asarray(x) if isinstance(x, jax.Array) and not is_key(x) else x, tree)
 
 
 def _repeat(others: PyTree, n: int) -> PyTree:

@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from nondiff.core.domain import complete
+from nondiff.core.domain import check_inside, complete
 from nondiff.core.problem import AbstractProblem, Params
 from nondiff.core.tree import map_named
 
@@ -62,7 +62,7 @@ class BlackBox(AbstractProblem):
         self.fn, self.vectorized = fn, vectorized
         self.x0 = map_named(_array, x0)
         self.domains = complete(domain, self.x0)
-        map_named(_check_inside, self.x0, self.domains)
+        check_inside(self.x0, self.domains)
         self.compiled = self._probe() if traceable is None else traceable
 
     @property
@@ -77,7 +77,7 @@ class BlackBox(AbstractProblem):
             shape, dtype = np.shape(out), np.asarray(out).dtype
         except ValueError:
             shape, dtype = None, None
-        if shape != expected or dtype is None or not np.issubdtype(dtype, np.number):
+        if shape != expected or dtype is None or not _is_loss(dtype):
             said = repr(out) if dtype is None or dtype == np.dtype(object) else f"{dtype}{list(np.shape(out))}"
             wanted = "`[n]` losses for `[n]` points" if self.vectorized else "one number"
             raise ValueError(f"`BlackBox(fn)`: `fn(x0)` returned {said}; expected {wanted}.")
@@ -109,6 +109,10 @@ class BlackBox(AbstractProblem):
         return self.domains
 
 
+def _is_loss(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+
+
 def _float(loss: Any) -> Array:
     """Whole numbers count, too."""
     loss = jnp.asarray(loss)
@@ -120,11 +124,6 @@ def _array(name: str, leaf: Any) -> Array:
         leaf = np.asarray(leaf)
     except ValueError:
         leaf = np.asarray(None)
-    if not np.issubdtype(leaf.dtype, np.number):
+    if not jnp.issubdtype(leaf.dtype, jnp.number):
         raise ValueError(f"`BlackBox(x0)`: `{name}` is {leaf.dtype}; expected numbers.")
     return jnp.asarray(leaf)
-
-
-def _check_inside(name: str, leaf: Array, domain: Any) -> None:
-    if not bool(jnp.all(domain.clip(leaf) == leaf)):
-        raise ValueError(f"`BlackBox(x0)`: `{name}` = {leaf} lies outside of its domain, {domain}. Start inside.")

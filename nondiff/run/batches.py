@@ -1,5 +1,6 @@
 """Batches from outside the compiled step: from a function of the step number, or from any iterable."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -9,45 +10,39 @@ Batches = Callable[[int], Batch] | Iterable[Batch]
 
 
 class Source:
-    """Batches from outside, one ahead."""
+    """Batches from outside. One is taken ahead only to know whether there is one."""
 
     def __init__(self, batches: Batches, start: int):
         self.batches, self.step = batches, start
-        self.iterator: Iterator[Batch] | None = None if callable(batches) else iter(batches)
+        self.iterator: Iterator[Batch] = iter(()) if callable(batches) else iter(batches)
         self.ahead: list[Batch] = []
+        if not callable(batches) and self.iterator is not batches:
+            for _ in range(start):  # what an earlier run used
+                if self.ready():
+                    self.next()
 
     def ready(self) -> bool:
-        if self.ahead or callable(self.batches) or self.iterator is None:
-            return True
-        try:
-            self.ahead = [next(self.iterator)]
-        except StopIteration:
-            if self.iterator is self.batches:
-                return False  # a generator ends once
+        """Is there a further batch? An iterable that can be started again, is."""
+        if not self.ahead and callable(self.batches):
+            self.ahead = [self.batches(self.step)]
+        if not self.ahead:
+            self.ahead = list(itertools.islice(self.iterator, 1))
+        if not self.ahead and not callable(self.batches) and self.iterator is not self.batches:
             self.iterator = iter(self.batches)
-            self.ahead = list(_first_of(self.iterator))
+            self.ahead = list(itertools.islice(self.iterator, 1))
         return bool(self.ahead)
 
-    def next(self) -> Batch:
-        if callable(self.batches):
-            self.step += 1
-            return self.batches(self.step - 1)
-        if not self.ready():
-            raise ValueError("`batches` has no further batch.")
-        return self.ahead.pop()
-
     def peek(self) -> Batch:
-        if callable(self.batches):
-            return self.batches(self.step)
+        """The next batch, which stays."""
         if not self.ready():
             raise ValueError("`batches` is empty: there is no data to train on.")
         return self.ahead[0]
 
-
-def _first_of(iterator: Iterator[Batch]) -> Iterator[Batch]:
-    for batch in iterator:
-        yield batch
-        return
+    def next(self) -> Batch:
+        """The next batch."""
+        batch = self.peek()
+        self.ahead, self.step = [], self.step + 1
+        return batch
 
 
 def source_of(batches: Any, *, start: int) -> Source | None:

@@ -83,8 +83,9 @@ def fit(
     - `key` or `state`: where a new run starts, `jax.random.key(seed)`, or a state to go on from; one of them. The state
       is copied and stays valid.
     - `evaluator`: default `Vmap()`, or `Host()` for a problem that JAX cannot trace.
-    - `batches`: from outside: a function of the step number, which needs no position to resume, or an iterable, which
-      is read on from where it stands. Default: the problem's own.
+    - `batches`: from outside: a function of the step number, which needs no position to resume; an iterable that can be
+      started again, of which a resumed run skips what the earlier one used; or an iterator, which is read on from where
+      it stands. Default: the problem's own.
     - `callbacks`: each is called as `callback(step, metrics)` every `log_every` steps and after the last.
     - `stop`: each is called like a callback, and ends the run by returning why.
     - `log_every`: steps between two rows of `history` (default 10).
@@ -104,10 +105,16 @@ def fit(
     check_count("fit", "steps", steps, least=0)
     check_count("fit", "log_every", log_every)
     if evaluator is None:
-        evaluator = Vmap() if problem.traceable else Host()
+        evaluator = Vmap() if getattr(problem, "traceable", True) else Host()
+    for part, kind, name in ((problem, AbstractProblem, "a problem"), (trainer, AbstractTrainer, "a trainer"),
+                             (evaluator, AbstractEvaluator, "an evaluator")):  # fmt: skip
+        if not isinstance(part, kind):
+            raise ValueError(f"`fit` was given {part!r} where {name} belongs, an instance of a `{kind.__name__}`.")
+    if not all(hasattr(hooks, "__iter__") for hooks in (callbacks, stop)):
+        raise ValueError("`fit(callbacks=..., stop=...)`: give a tuple of functions, `(callback,)`.")
     state = _first_state(problem, trainer, key, state)
     source = source_of(problem.batches() if batches is None else batches, start=int(state.step))
-    first = source.peek() if source is not None else None
+    first = source.peek() if source is not None and steps > int(state.step) else None
     plan = preflight(problem, trainer, evaluator, state, first)
     run = _Run(plan, problem, trainer, evaluator, state, source, log_every)
     with delayed_interrupts() as interrupted:
@@ -130,9 +137,19 @@ def _first_state(problem: AbstractProblem, trainer: AbstractTrainer, key: Any, s
         raise ValueError("`fit(key=..., state=...)`: a state brings its own key along; give one of the two.")
     if state is not None:
         return fresh(state)
-    if key is None or not is_key(key) or key.shape != ():
-        raise ValueError(f"`fit(key={key!r})`: expected a key, `jax.random.key(seed)`, or a `state` to go on from.")
-    return init(problem, trainer, key=key)
+    return init(problem, trainer, key=checked_key("fit", key))
+
+
+def checked_key(owner: str, key: Any) -> Key[Array, ""]:
+    """**Raises** `ValueError` unless `key` is one typed key whose draws do not depend on how they are batched."""
+    if not is_key(key) or key.shape != ():
+        raise ValueError(f"`{owner}(key={key!r})`: expected a key, `jax.random.key(seed)`, or a `state` to go on from.")
+    if str(jax.random.key_impl(key)) != "threefry2x32":
+        raise ValueError(
+            f"`{owner}(key)` is an {jax.random.key_impl(key)} key, whose draws depend on how many are made at once: "
+            'a member could not be built again. Use `jax.random.key(seed, impl="threefry2x32")`, the default.'
+        )
+    return key
 
 
 class _Run:
@@ -146,15 +163,16 @@ class _Run:
 
     def until(self, steps: int, callbacks: list[Callback], stops: list[Stop], interrupted: Callable[[], bool]) -> str:
         begin, done, reason = time.perf_counter(), int(self.state.step), f"all {steps} steps done"
+        row: Row = {}
         try:
             while done < steps:
                 count = min(self.stride, steps - done, self.log_every - done % self.log_every)
                 metrics = self._advance(count)
                 count = int(self.state.step) - done
                 done += count
-                ended = done < steps and self.source is not None and not self.source.ready()
-                if done % self.log_every == 0 or done == steps or ended:
-                    row = {"step": done, **_row(metrics, count - 1)}
+                row = {"step": done, **_row(metrics, count - 1)} if count else row
+                ended = count == 0
+                if (done % self.log_every == 0 and count) or done == steps or (ended and self._unlogged(row)):
                     self.rows.append(row)
                     for callback in callbacks:
                         callback(done, row)
@@ -174,6 +192,9 @@ class _Run:
         finally:
             self.seconds = time.perf_counter() - begin
         return reason
+
+    def _unlogged(self, row: Row) -> bool:
+        return bool(row) and (not self.rows or self.rows[-1] is not row)
 
     def _advance(self, count: int) -> dict[str, Any]:
         """`count` steps, fewer if the batches end; their metrics, each `[count]`, on the host."""
@@ -217,10 +238,12 @@ class _Run:
     def _lost(self, start: int, count: int, metrics: dict[str, Any]) -> None:
         i = int(metrics["lost"][:count].argmax())
         failed, asked = int(metrics["failed"][i]), int(metrics["evaluations"][i])
+        what = f"all evaluations of a query failed ({failed} of the step's {asked} have no finite loss and gradient)"
+        if not failed:
+            what = "it leads to parameters that are not finite"
         raise NonFiniteError(
-            f"step {start + i + 1}: all evaluations of a query failed ({failed} of the step's {asked} have a loss or "
-            "gradient that is not finite), so there is nothing to learn from. The parameters did not move: "
-            "`error.state` is good. Is a rate or sigma too large, or the start outside of what the loss allows?",
+            f"step {start + i + 1}: {what}. The parameters stay as they were before it, in `error.state`. Is a rate or "
+            "sigma too large, or the start outside of what the loss allows?",
             step=start + i + 1,
             state=self.state,
         )

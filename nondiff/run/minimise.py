@@ -18,7 +18,7 @@ from nondiff.core.query import queries
 from nondiff.core.step import init, keys
 from nondiff.core.trainer import AbstractTrainer, check_count
 from nondiff.problems import BlackBox
-from nondiff.run.fit import Result, Row, fit
+from nondiff.run.fit import Result, Row, checked_key, fit
 from nondiff.trainers import Best, Genetic, OpenES
 
 
@@ -64,11 +64,13 @@ def minimise(
         check_count("minimise", "evaluations", evaluations)
     if workers != 0:
         raise ValueError(f"`minimise(workers={workers!r})`: evaluation runs in this process only; use 0.")
+    if target is not None and math.isnan(target):
+        raise ValueError("`minimise(target=nan)`: expected a number; leave it out to spend the whole budget.")
     problem = BlackBox(f, x0, domain=domain)
     size = sum(x.size for x in jtu.tree_leaves(problem.x0))
     budget = min(max(1_000 * size, 10_000), 100_000) if evaluations is None else evaluations
     chosen = Best(_default(problem, budget) if trainer is None else trainer)
-    key = jr.key(0) if key is None else key
+    key = jr.key(0) if key is None else checked_key("minimise", key)
     per_step = _evaluations(problem, chosen, key)
     if budget < per_step:
         raise ValueError(
@@ -78,7 +80,7 @@ def minimise(
 
     def reached(step: int, row: Row) -> str | None:
         del step
-        return None if target is None or row["best_ever"] > target else f"the target {target} was reached"
+        return f"the target {target} was reached" if target is not None and row["best_ever"] <= target else None
 
     steps = budget // per_step
     log_every = 1 if target is not None or not problem.traceable else max(1, steps // 100)

@@ -54,12 +54,15 @@ def preflight(
         return Plan(False, False, None)
     if batch is None:
         batch = eqx.filter_eval_shape(problem.batch, state.problem, key=keys(state)[0])
-    called_back = [_check_loss(problem, query, batch) for query in asked]
+    for query in asked:
+        _check_loss(problem, query, batch)
     if not (trainer.traceable and evaluator.traceable):
         return Plan(False, False, None)
-    new, metrics = eqx.filter_eval_shape(step, problem, trainer, evaluator, state, batch)
-    _check_stable(trainer, state, new)
-    return Plan(True, not any(called_back), metrics)
+    jaxpr, shapes, static = eqx.filter_make_jaxpr(step)(problem, trainer, evaluator, state, batch)
+    new, metrics = eqx.combine(shapes, static)
+    _check_stable(f"{type(trainer).__name__}.tell", state.trainer, new.trainer)
+    _check_stable(f"{type(problem).__name__}.absorb", state.problem, new.problem)
+    return Plan(True, not any("callback" in primitive for primitive in _primitives(jaxpr.jaxpr)), metrics)
 
 
 def _check_gradient(problem: Any, trainer: Any, evaluator: Any, query: Query) -> None:
@@ -87,8 +90,7 @@ def _why(problem: AbstractProblem) -> str:
     return "" if problem.traceable else " (it is plain Python; for a `BlackBox` written in JAX say `traceable=True`)"
 
 
-def _check_loss(problem: AbstractProblem, query: Query, batch: Batch) -> bool:
-    """Does the loss call back into Python?"""
+def _check_loss(problem: AbstractProblem, query: Query, batch: Batch) -> None:
     member = eqx.combine(member_shape(query), query.others)
     dynamic, static = eqx.partition((problem, member, batch, jax.random.key(0)), _is_arrayish)
 
@@ -96,7 +98,7 @@ def _check_loss(problem: AbstractProblem, query: Query, batch: Batch) -> bool:
         problem, member, batch, key = eqx.combine(dynamic, static)
         return problem.loss(member, batch, key=key)
 
-    jaxpr, out = jax.make_jaxpr(loss, return_shape=True)(dynamic)
+    out = jax.eval_shape(loss, dynamic)
     name = type(problem).__name__
     if not (isinstance(out, tuple) and len(out) == 2 and hasattr(out[0], "shape")):
         raise ValueError(f"`{name}.loss` returned {jtu.tree_structure(out)}; expected `(loss, aux)`.")
@@ -110,7 +112,6 @@ def _check_loss(problem: AbstractProblem, query: Query, batch: Batch) -> bool:
         raise ValueError(
             f"the trainer asks for a loss per case, and `{name}.loss` returns one number; return `[cases]`."
         )
-    return any("callback" in primitive for primitive in _primitives(jaxpr.jaxpr))
 
 
 def _is_arrayish(x: Any) -> bool:
@@ -124,16 +125,15 @@ def _primitives(jaxpr: Any) -> Iterator[str]:
             yield from _primitives(inner)
 
 
-def _check_stable(trainer: AbstractTrainer, old: TrainState, new: TrainState) -> None:
-    before, after = (_shapes(s.trainer) for s in (old, new))
-    if before != after:
-        changed = [
-            f"  {k}: {before.get(k)} -> {after.get(k)}" for k in {**before, **after} if before.get(k) != after.get(k)
-        ]
+def _check_stable(who: str, old: PyTree, new: PyTree) -> None:
+    before, after = _shapes(old), _shapes(new)
+    names = {**before, **after}
+    changed = [f"  {k}: {before.get(k)} -> {after.get(k)}" for k in names if before.get(k) != after.get(k)]
+    if changed:
         raise ValueError(
-            f"`{type(trainer).__name__}.tell` changes the shape of its state, so every step would compile anew:\n"
+            f"`{who}` changes the shape of its state, so every step would compile anew:\n"
             + "\n".join(changed)
-            + "\nReturn a state of the same structure, shapes and dtypes as `init` does."
+            + "\nReturn a state of the same structure, shapes and dtypes as the first one."
         )
 
 

@@ -82,7 +82,7 @@ def _check_compiles_once(problem: Any, trainer: Any, evaluator: Any, state: Trai
 
 
 def _check_vmap(problem: Any, trainer: Any, evaluator: Any) -> None:
-    keys = jr.split(jr.key(5), 3)
+    keys = jr.split(jr.key(5), 8)
     states = jax.vmap(lambda k: init(problem, trainer, key=k))(keys)
     together = jax.vmap(lambda s: eqx.filter_jit(step)(problem, trainer, evaluator, s)[0])(states)
     for i, key in enumerate(keys):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, is_answer, queries
-from nondiff.core.trainer import AbstractTrainer, Metrics
+from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
 from nondiff.core.tree import is_none, select
 
 
@@ -37,6 +37,9 @@ class Best(AbstractTrainer[_State]):
     """
 
     inner: AbstractTrainer
+
+    def __check_init__(self) -> None:
+        check_trainers("Best", self.inner)
 
     @property
     def traceable(self) -> bool:

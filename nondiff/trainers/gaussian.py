@@ -78,6 +78,8 @@ class Gaussian(AbstractSampler):
 def normals(key: Key[Array, ""], like: PyTree) -> PyTree:
     """Standard normals shaped like a tree, in one flat draw: a call of the generator costs more than a small leaf."""
     leaves, treedef = jtu.tree_flatten(like)
+    if not leaves:
+        return like
     sizes = [math.prod(x.shape) for x in leaves]
     ends = list(itertools.accumulate(sizes))
     flat = jr.normal(key, (ends[-1],))

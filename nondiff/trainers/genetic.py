@@ -187,6 +187,8 @@ class Genetic(AbstractTrainer[_State]):
             for part in value.values() if isinstance(value, dict) else [value]:
                 if part is not None:
                     check_positive("Genetic", name, part)
+                if name == "rate" and isinstance(part, int | float) and part > 1:
+                    raise ValueError(f"`Genetic(rate={part})`: a probability is at most 1.")
 
     @property
     def _parents(self) -> int:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from nondiff.core.population import Points, Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, is_query, map_queries
-from nondiff.core.trainer import AbstractTrainer, Metrics, Scheduled, at, check_positive
+from nondiff.core.trainer import AbstractTrainer, Metrics, Scheduled, at, check_positive, check_trainers
 from nondiff.core.tree import is_none
 
 
@@ -60,6 +60,7 @@ class Memetic(AbstractTrainer[_State]):
     max_norm: float = eqx.field(kw_only=True, static=True, default=1.0)
 
     def __check_init__(self) -> None:
+        check_trainers("Memetic", self.inner)
         check_positive("Memetic", "rate", self.rate)
         check_positive("Memetic", "max_norm", self.max_norm)
 
@@ -76,6 +77,11 @@ class Memetic(AbstractTrainer[_State]):
                 raise ValueError(
                     f"`Memetic({type(self.inner).__name__}(...))`: this trainer averages its members and keeps none, "
                     "so what they learn would be lost. Use one that selects, such as `Genetic`."
+                )
+            if query.wants.mean_gradient:
+                raise ValueError(
+                    f"`Memetic({type(self.inner).__name__}(...))`: this trainer follows a gradient already. Use one "
+                    "that selects, such as `Genetic`."
                 )
             return dataclasses.replace(query, wants=query.wants._replace(gradient=True))
 

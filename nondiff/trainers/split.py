@@ -17,7 +17,7 @@ from jaxtyping import Array, Key, PyTree
 
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, map_queries
-from nondiff.core.trainer import AbstractTrainer, Metrics
+from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
 from nondiff.core.tree import broadcast
 
 _State = dict[str, Any]
@@ -49,9 +49,10 @@ class Split(AbstractTrainer[_State]):
     labels: PyTree
 
     def __check_init__(self) -> None:
-        for name, trainer in self.trainers.items():
-            if not isinstance(trainer, AbstractTrainer):
-                raise ValueError(f"`Split(trainers={{{name!r}: {trainer!r}}})`: that is not a trainer.")
+        check_trainers("Split", *self.trainers.values())
+        taken = {"loss", "best", "failed", "evaluations", "lost"} & set(self.trainers)
+        if taken:
+            raise ValueError(f"`Split`: {sorted(taken)} are metrics of every step; call that part something else.")
         used = jtu.tree_leaves(self.labels)
         if not all(isinstance(x, str) for x in used) or set(used) != set(self.trainers):
             raise ValueError(
