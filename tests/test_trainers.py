@@ -494,9 +494,19 @@ def test_learning_rate_of_zero_is_refused() -> None:
         nd.Backprop(optax.sgd(0.0))
 
 
-def test_warm_up_from_zero_is_accepted() -> None:
-    nd.Backprop(optax.sgd(optax.linear_schedule(0.0, 0.1, 10)))
-    nd.Backprop(optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation())
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.sgd(optax.linear_schedule(0.0, 0.1, 10)),
+        optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation(),
+    ],
+    ids=["warm_up", "gathered"],
+)
+def test_first_steps_of_zero_are_accepted(optimizer: optax.GradientTransformation) -> None:
+    problem = BlackBox(lambda x: jnp.sum(x**2), jnp.ones(2))
+    first, later = (nd.fit(problem, nd.Backprop(optimizer), steps=n, key=jr.key(0)).params for n in (1, 8))
+    np.testing.assert_array_equal(first, 1.0)  # nothing yet
+    assert np.all(np.abs(later) < 0.9)
 
 
 @pytest.mark.parametrize("name", ["Backprop", "OpenES"])

@@ -36,7 +36,7 @@ def measure(problem: AbstractProblem, query: Query, batch: Batch, drawn: PyTree,
         value = jnp.asarray(value)
         value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
         loss = jnp.mean(value)
-        penalty = sum((q(member).astype(loss.dtype) for q in query.quadratic), jnp.zeros_like(loss))
+        penalty = query.penalty(member).astype(loss.dtype)
         return loss + penalty, (loss, penalty, value, aux)
 
     def run(member: PyTree) -> tuple[tuple[Array, Array, Array, PyTree], PyTree]:

@@ -66,6 +66,10 @@ class Query(eqx.Module):
     def __len__(self) -> int:
         return self.keys.shape[0]
 
+    def penalty(self, member: Params) -> Float[Array, ""]:
+        """The sum of the quadratics at one member."""
+        return sum((q(member) for q in self.quadratic), jnp.zeros(()))
+
 
 class Evaluation(eqx.Module):
     """The answer, in the same order."""
@@ -103,6 +107,11 @@ def is_answer(x: Any) -> bool:
 def queries(tree: PyTree) -> list[Query]:
     """The queries of a step: one for a plain trainer, several for a combinator."""
     return jtu.tree_leaves(tree, is_leaf=is_query)
+
+
+def answers(tree: PyTree) -> list[Evaluation]:
+    """Their answers, in the same order."""
+    return jtu.tree_leaves(tree, is_leaf=is_answer)
 
 
 def map_queries(fn: Any, tree: PyTree) -> PyTree:

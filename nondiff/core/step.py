@@ -17,7 +17,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from nondiff.core.domain import check_inside, complete
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.problem import AbstractProblem, Batch
-from nondiff.core.query import is_answer
+from nondiff.core.query import answers
 from nondiff.core.trainer import AbstractTrainer, Metrics
 from nondiff.core.tree import barrier, fresh, map_named, select
 
@@ -42,9 +42,8 @@ def init(problem: AbstractProblem, trainer: AbstractTrainer, *, key: Key[Array, 
     params = map_named(_array, problem.init(key=k_params))
     domain = complete(problem.domain(params), params)
     check_inside(params, domain)
-    start = (
-        eqx.filter_jit(_start) if trainer.traceable else _start
-    )  # at once: its many small operations, one by one, are slow
+    # Compiled as one: many small operations, one by one, are slow.
+    start = eqx.filter_jit(_start) if trainer.traceable else _start
     state = start(trainer, params, domain, k_trainer)
     return fresh(TrainState(jnp.zeros((), jnp.int32), k_root, state, problem.init_state(key=k_problem)))
 
@@ -102,16 +101,12 @@ def _all_traceable(*parts: Any) -> bool:
     return all(part.traceable for part in parts)
 
 
-def _answers(answer: PyTree) -> list[Any]:
-    return jtu.tree_leaves(answer, is_leaf=is_answer)
-
-
 def _draw(problem: AbstractProblem, state: TrainState) -> Batch:
     return problem.batch(state.problem, key=keys(state)[0])
 
 
 def _absorb(problem: AbstractProblem, state: TrainState, batch: Batch, answer: PyTree, lost: Any) -> Any:
-    aux = [a.aux for a in _answers(answer)]
+    aux = [a.aux for a in answers(answer)]
     aux = jtu.tree_map(lambda *xs: jnp.concatenate([jnp.asarray(x) for x in xs]), *aux)
     return _unless(lost, problem.absorb(state.problem, aux, batch), state.problem)
 
@@ -132,7 +127,7 @@ def _ask(trainer: AbstractTrainer, state: TrainState) -> PyTree:
 
 def _tell(trainer: AbstractTrainer, state: TrainState, query: PyTree, answer: PyTree) -> tuple[Any, Metrics]:
     new, own = trainer.tell(state.trainer, query, answer, key=keys(state)[2])
-    losses = [a.loss for a in _answers(answer)]
+    losses = [a.loss for a in answers(answer)]
     ok = [jnp.isfinite(x) for x in losses]
     moved = [jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(trainer.params(new)) if _is_float(x)]
     lost = jnp.any(jnp.stack([*[~jnp.any(x) for x in ok], *[~x for x in moved]]))

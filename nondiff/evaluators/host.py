@@ -73,11 +73,7 @@ class Host(AbstractEvaluator):
 @eqx.filter_jit
 def _members(query: Query, start: int, n: int) -> tuple[PyTree, Array, Array]:
     members = query.population.take(start + jnp.arange(n))
-
-    def penalty(member: PyTree) -> Array:
-        return sum((q(member) for q in query.quadratic), jnp.zeros(()))
-
-    return members, jax.lax.dynamic_slice_in_dim(query.keys, start, n), jax.vmap(penalty)(members)
+    return members, jax.lax.dynamic_slice_in_dim(query.keys, start, n), jax.vmap(query.penalty)(members)
 
 
 _weigh = eqx.filter_jit(lambda query, answer, chunk: weigh(query, answer, chunk=chunk))

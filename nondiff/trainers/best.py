@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, Key, PyTree
 
 from nondiff.core.problem import Params
-from nondiff.core.query import Evaluation, Query, is_answer, queries
+from nondiff.core.query import Evaluation, Query, answers, queries
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
 from nondiff.core.tree import is_none, select
 
@@ -55,7 +55,7 @@ class Best(AbstractTrainer[_State]):
         self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
     ) -> tuple[_State, Metrics]:
         best, loss = state.params, state.loss
-        for q, a in zip(queries(query), jtu.tree_leaves(answer, is_leaf=is_answer), strict=True):
+        for q, a in zip(queries(query), answers(answer), strict=True):
             i = jnp.argmin(a.ranked)
             member = jtu.tree_map(lambda x: x[0], q.population.take(i[None]))
             everything = eqx.combine(member, q.others)
