@@ -1,104 +1,14 @@
-"""Training for models that backpropagation alone cannot train."""
+"""Training for models that backpropagation alone cannot train.
 
-from nondiff.core.domain import AbstractDomain, Categorical, Integer, Real
-from nondiff.core.estimator import AbstractEstimator, AbstractObjective
-from nondiff.core.evaluator import AbstractEvaluator
-from nondiff.core.population import AbstractSampler, Centre, Points, Population
-from nondiff.core.problem import AbstractProblem
-from nondiff.core.query import AbstractWeighting, Evaluation, Quadratic, Query, Wants
-from nondiff.core.step import TrainState, init, step
-from nondiff.core.trainer import AbstractTrainer
-from nondiff.estimators import (
-    AbstractBaseline,
-    ExpectedLoss,
-    LeaveOneOut,
-    MarginalLikelihood,
-    NoBaseline,
-    Opaque,
-    OpaqueError,
-    ScoreFunction,
-    SuccessLikelihood,
-    Tabulate,
-    through,
-)
-from nondiff.evaluators import Host, Vmap
-from nondiff.problems import BlackBox, Supervised
-from nondiff.run.experiment import Experiment
-from nondiff.run.fit import NonFiniteError, Result, fit
-from nondiff.run.minimise import minimise
-from nondiff.run.progress import Progress
-from nondiff.trainers import (
-    AbstractCrossover,
-    AbstractSelection,
-    Backprop,
-    Best,
-    CentredRanks,
-    Genetic,
-    Memetic,
-    OnePointCrossover,
-    OpenES,
-    Split,
-    Tournament,
-    Truncation,
-    UniformCrossover,
-    ZScore,
-)
+A name is imported when it is used for the first time, so that `nondiff list` and its like need not wait for JAX. The
+names are those of `__init__.pyi`.
+"""
 
-__all__ = [
-    "AbstractBaseline",
-    "AbstractCrossover",
-    "AbstractDomain",
-    "AbstractEstimator",
-    "AbstractEvaluator",
-    "AbstractObjective",
-    "AbstractProblem",
-    "AbstractSampler",
-    "AbstractSelection",
-    "AbstractTrainer",
-    "AbstractWeighting",
-    "Backprop",
-    "Best",
-    "BlackBox",
-    "Categorical",
-    "Centre",
-    "CentredRanks",
-    "Evaluation",
-    "ExpectedLoss",
-    "Experiment",
-    "Genetic",
-    "Host",
-    "Integer",
-    "LeaveOneOut",
-    "MarginalLikelihood",
-    "Memetic",
-    "NoBaseline",
-    "NonFiniteError",
-    "OnePointCrossover",
-    "Opaque",
-    "OpaqueError",
-    "OpenES",
-    "Points",
-    "Population",
-    "Progress",
-    "Quadratic",
-    "Query",
-    "Real",
-    "Result",
-    "ScoreFunction",
-    "Split",
-    "SuccessLikelihood",
-    "Supervised",
-    "Tabulate",
-    "Tournament",
-    "TrainState",
-    "Truncation",
-    "UniformCrossover",
-    "Vmap",
-    "Wants",
-    "ZScore",
-    "fit",
-    "init",
-    "minimise",
-    "step",
-    "through",
-]
+import os
+
+import lazy_loader
+
+__getattr__, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
+# Its parts (`nondiff.core`) are attributes, too, but none of what `from nondiff import *` means.
+_parts = {name for name in _names if os.path.isdir(os.path.join(os.path.dirname(__file__), name))}
+__all__ = [name for name in _names if name not in _parts]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,10 +1,4 @@
-"""One thread for each test process: bits are promised for one, and two processes share the cores better."""
-
-import os
-
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-).strip()
+"""What several tests use."""
 
 import pytest
 from jaxtyping import config

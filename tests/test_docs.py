@@ -1,7 +1,10 @@
 """The pages say what is true: every block runs, every command parses, every link leads somewhere."""
 
+import argparse
+import ast
 import configparser
 import contextlib
+import importlib
 import importlib.util
 import io
 import re
@@ -12,16 +15,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tyro
 
 import nondiff
 import nondiff.testing
+from nondiff.launch.main import COMMANDS
+from nondiff.launch.run import parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-INLINE = re.compile(r"`(nondiff run [^`]*\.py[^`]*)`")
+INLINE = re.compile(
+    r"`(nondiff run [^`]*\.py[^`]*|nondiff (?:resume|show) [^`]+|nondiff (?:list|doctor)[^`]*|python [^`]+)`"
+)
+TEST = re.compile(r"`(tests/\w+\.py)::(\w+)`")
 SAID = re.compile(r"^print\(.*\)  # (.*)$")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -36,7 +43,8 @@ def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
 
 
 @each_page
-def test_python_blocks_run_and_print_what_they_say(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run_and_print_what_they_say(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # for the folders that they name
     module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # a class looks its module up
     for line, source in blocks(page, "python"):
@@ -55,21 +63,43 @@ def test_the_readme_has_two_commands() -> None:
 
 
 @each_page
-def test_commands_parse(page: Path) -> None:
+def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [line for _, source in blocks(page, "console") for line in source.splitlines()]
     for line in [*lines, *INLINE.findall(page.read_text())]:
         for command in line.split("&&"):
-            _check_command(shlex.split(command))
+            _check_command(shlex.split(command), monkeypatch)
 
 
-def _check_command(words: list[str]) -> None:
+class Parsed(Exception):
+    """The arguments are right, and that is enough."""
+
+
+def _check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if words[:2] == ["nondiff", "run"]:
-        file, arguments = ROOT / words[2], [word for word in words[3:] if word != "--json"]
+        file = ROOT / words[2]
         assert file.is_file(), f"there is no {words[2]}"
         try:
-            tyro.cli(_load(file).Config, args=arguments)
+            parse(_load(file), words[2], words[3:])
         except SystemExit:
             pytest.fail(f"`{shlex.join(words)}` does not parse")
+    elif words[0] == "nondiff":
+        module, _, function = COMMANDS[words[1]][0].partition(":")
+        parse_args = argparse.ArgumentParser.parse_args
+
+        def only_parse(self: argparse.ArgumentParser, arguments: list[str]) -> None:
+            parse_args(self, arguments)
+            raise Parsed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
+            try:
+                getattr(importlib.import_module(module), function)(words[2:])
+            except SystemExit:
+                pytest.fail(f"`{shlex.join(words)}` does not parse")
+            except Parsed:
+                pass
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file(), f"there is no {words[1]}"
     elif words[:2] == ["pip", "install"] and words[2].startswith(".["):
         setup = configparser.ConfigParser()
         setup.read(ROOT / "setup.cfg")
@@ -108,3 +138,21 @@ def test_every_public_name_is_documented() -> None:
     checks = [name for name in vars(nondiff.testing) if name.startswith("check_")]
     missing = [name for name in [*nondiff.__all__, *checks] if f"`{name}`" not in text]
     assert not missing, f"docs/api.md says nothing of {missing}"
+
+
+@each_page
+def test_every_test_that_is_named_exists(page: Path) -> None:
+    text = page.read_text()
+    named = TEST.findall(text)
+    assert len(named) == text.count("::test_"), f"{page.name} names a test in another form than `tests/FILE.py::TEST`"
+    for file, name in named:
+        there = [node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
+        assert name in there, f"{page.name} names {file}::{name}; there is {there}"
+
+
+def test_every_promise_names_what_shows_it() -> None:
+    _, _, table = (ROOT / "docs" / "reliability.md").read_text().partition("| promise |")
+    rows = [line.split("|")[1:-1] for line in table.partition("\n\n")[0].splitlines()[2:]]
+    assert len(rows) > 30
+    for promise, _, shown in rows:
+        assert TEST.search(shown) or "`python experiments/" in shown, f"nothing shows `{promise.strip()}`"

@@ -69,7 +69,7 @@ def run(problem: nd.Supervised, **options) -> nd.Result:
 def test_stopping_takes_no_batch_away_from_a_generator() -> None:
     numbers = iter([float(i) for i in range(10)])
     problem = nd.Supervised(towards, (jnp.float32(i) for i in numbers), params=jnp.zeros(()))
-    stop = (lambda step, row: "enough" if step == 5 else None,)
+    stop = (lambda moment: "enough" if moment.step == 5 else None,)
     result = run(problem, steps=10, key=jr.key(0), stop=stop, log_every=1)
     assert result.steps == 5 and next(numbers) == 5.0
 
@@ -84,7 +84,9 @@ class Loader:
 def test_a_resumed_run_skips_what_a_loader_gave_before() -> None:
     problem = nd.Supervised(towards, Loader(), params=jnp.zeros(()))
     half = run(problem, steps=3, key=jr.key(0))
-    resumed, whole = run(problem, steps=7, state=half.state), run(problem, steps=7, key=jr.key(0))
+    with pytest.warns(UserWarning, match="the batches are read again from the first to number 3"):
+        resumed = run(problem, steps=7, state=half.state)
+    whole = run(problem, steps=7, key=jr.key(0))
     np.testing.assert_array_equal(resumed.params, whole.params)
 
 

@@ -67,7 +67,12 @@ def test_what_it_refuses(options: dict[str, Any], message: str) -> None:
 def test_rows_and_callbacks_come_at_the_right_steps() -> None:
     called = []
     result = nd.fit(
-        PROBLEM, ES, steps=10, key=jr.key(0), log_every=4, callbacks=[lambda step, row: called.append((step, row))]
+        PROBLEM,
+        ES,
+        steps=10,
+        key=jr.key(0),
+        log_every=4,
+        callbacks=[lambda moment: called.append((moment.step, moment.row))],
     )
     assert [row["step"] for row in result.history] == [4, 8, 10] == [step for step, _ in called]
     assert [row for _, row in called] == result.history
@@ -89,8 +94,8 @@ def test_no_steps() -> None:
 
 
 def test_stop_ends_the_run_and_says_why() -> None:
-    def enough(step: int, row: dict[str, float]) -> str | None:
-        return f"enough after {step}" if row["step"] >= 8 else None
+    def enough(moment: nd.Moment) -> str | None:
+        return f"enough after {moment.step}" if moment.row["step"] >= 8 else None
 
     result = nd.fit(PROBLEM, ES, steps=100, key=jr.key(0), log_every=4, stop=[enough])
     assert result.reason == "enough after 8" and result.steps == 8 and result.evaluations == 48
@@ -222,8 +227,8 @@ def test_a_gradient_that_is_not_finite_is_a_failure_too() -> None:
 
 
 def test_whatever_a_callback_raises_carries_the_state() -> None:
-    def callback(step: int, row: dict[str, float]) -> None:
-        if step == 8:
+    def callback(moment: nd.Moment) -> None:
+        if moment.step == 8:
             raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError, match="disk full") as caught:
@@ -318,8 +323,8 @@ SCRIPT = """
 import jax, numpy as np, nondiff, optax
 problem = nondiff.BlackBox(lambda x: float(np.sum(x ** 2)), np.ones(2))
 trainer = nondiff.OpenES(optax.sgd(0.1), sigma=0.1, population=4)
-def callback(step, row):
-    if step == 3:
+def callback(moment):
+    if moment.step == 3:
         print("running", flush=True)
 try:
     nondiff.fit(problem, trainer, steps=10**7, key=jax.random.key(0), log_every=1, callbacks=[callback])

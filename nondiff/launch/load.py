@@ -16,16 +16,10 @@ from typing import Any
 
 import equinox as eqx
 
+from nondiff.launch.refusal import Refusal
+
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "cv2": "opencv-python", "yaml": "pyyaml"}
 """Packages that are not called what they install."""
-
-
-class Refusal(Exception):
-    """Said instead of a traceback."""
-
-    def __init__(self, message: str, *, code: int = 1):
-        super().__init__(message)
-        self.code = code
 
 
 def find(name: str) -> Path:

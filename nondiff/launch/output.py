@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nondiff.run.fit import Result
+from nondiff.run.plain import plain, strict
 
 
 def show(result: Result, metrics: Mapping[str, Any]) -> None:
@@ -28,7 +28,9 @@ def show(result: Result, metrics: Mapping[str, Any]) -> None:
         print(f"{name}  {value}")
 
 
-def as_json(stem: str, config: Any, seed: int, steps: int, seconds: float, metrics: Mapping[str, Any]) -> str:
+def as_json(
+    stem: str, config: Any, seed: int, steps: int, seconds: float, metrics: Mapping[str, Any], directory: Any = None
+) -> str:
     """What came out, for programs: strict JSON, `null` for what is not finite."""
     return json.dumps(
         {
@@ -38,32 +40,7 @@ def as_json(stem: str, config: Any, seed: int, steps: int, seconds: float, metri
             "steps": steps,
             "seconds": seconds,
             "metrics": strict(metrics),
+            "run": None if directory is None else directory.name,
         },
         allow_nan=False,
     )
-
-
-def plain(value: Any) -> Any:
-    """A NumPy or JAX scalar as a number of Python's."""
-    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
-
-
-def strict(value: Any) -> Any:
-    """The same as JSON can hold it.
-
-    >>> import numpy as np
-    >>> strict({"loss": np.float32(0.5), "best": float("nan"), "sizes": (1, 2), "dtype": complex})
-    {'loss': 0.5, 'best': None, 'sizes': [1, 2], 'dtype': "<class 'complex'>"}
-    """
-    value = plain(value)
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): strict(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(v) for v in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return strict({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
-    return str(value)

@@ -1,25 +1,40 @@
 """`nondiff run FILE [--field value ...] [--seed N] [--json]`.
 
 An experiment is a Python file with a frozen dataclass of settings and `make(config) -> Experiment`. Every field is a
-typed flag. Progress and errors go to stderr, results to stdout.
+typed flag. Progress and errors go to stderr, results to stdout, and all of it into the folder of the run.
 """
 
+import contextlib
 import dataclasses
 import inspect
+import math
+import os
+import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
-import jax
 import tyro
 
-from nondiff.launch.load import Refusal, config_class, find, is_missing, load, missing_package, on_path, place
-from nondiff.launch.output import as_json, show
+from nondiff.launch.load import config_class, find, is_missing, load, missing_package, on_path, place
+from nondiff.launch.output import as_json
+from nondiff.launch.refusal import Refusal
+from nondiff.launch.signals import second_signal_exits
+from nondiff.launch.train import checkpointer, logged, train
+from nondiff.run.callback import AbstractCallback
+from nondiff.run.checkpoint import CheckpointError
+from nondiff.run.checkpointer import Checkpointer
+from nondiff.run.directory import RunDirectory, create, new_path
 from nondiff.run.experiment import Experiment
-from nondiff.run.fit import Result, fit
-from nondiff.run.progress import Progress
+from nondiff.run.files import DamagedFile, SaveError
+from nondiff.run.lock import FolderInUse
+from nondiff.run.plain import strict
+from nondiff.run.record import said
+from nondiff.run.versions import git, versions
 
 USAGE = """usage: nondiff run FILE [--field value ...] [--seed N] [--json]
 
@@ -33,6 +48,16 @@ class Options:
 
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the result as one JSON object, the last line of stdout."""
+    run_dir: Path | None = None
+    """The folder of the run, a new one. Default: runs/<experiment>/<time>-<digits>."""
+    save: bool = True
+    """Keep the run in that folder."""
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints. Default: by time only."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between two checkpoints; one more is written at the end."""
+    stop_on_failed_save: bool = True
+    """End the run if something cannot be saved; otherwise warn and go on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,42 +75,57 @@ def run(arguments: Sequence[str]) -> int:
         print(USAGE, file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     name = arguments[0]
-    try:
+    with answered(name) as answer:
         path = find(name)
+        answer.path = path
         with on_path(path.parent):
             module = load(path, name)
             config, options = parse(module, name, arguments[1:])
             seed = check_seed(options.seed if isinstance(options, SeededOptions) else config.seed)
-            result, metrics = train(module, name, config, seed)
-    except Refusal as refusal:
-        print(refusal, file=sys.stderr)
-        return refusal.code
-    except ModuleNotFoundError as error:
-        if not is_missing(error):
-            raise
-        print(f"{name} needs {missing_package(error)}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        if hasattr(error, "state"):  # from within the training: a failure, not a setting
-            raise
-        print(f"{name}: {error}{place(error, path)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        print(f"{name}: {stop if stop.args else 'interrupted'}", file=sys.stderr)
-        return 130
-    seconds = time.perf_counter() - begin
-    show(result, metrics)
-    if options.json:
-        print(as_json(path.stem, config, seed, result.steps, seconds, metrics))
-    return 0
+            experiment = made(module, name, config)
+            log_every = _log_every(experiment)
+            directory = None
+            if options.run_dir is not None and not options.save:
+                raise Refusal(
+                    f"{name}: `--run-dir` names a folder and `--no-save` wants none; give one of the two.", code=2
+                )
+            if options.save:
+                directory = _new_directory(path, arguments, config, options, seed, experiment.steps, log_every)
+                answer.directory, answer.new = directory, True
+            with logged(directory):
+                saver = None if directory is None else checkpointer(directory, config, seed)
+                result, metrics = train(experiment, seed, log_every, directory, saver)
+        if options.json:
+            print(as_json(path.stem, config, seed, result.steps, time.perf_counter() - begin, metrics, directory))
+    return answer.code
+
+
+def made(module: ModuleType, name: str, config: Any) -> Experiment:
+    experiment = module.make(config)
+    if not isinstance(experiment, Experiment):
+        raise Refusal(f"{name}: `make` returned {experiment!r}; expected a `nondiff.Experiment`.")
+    return experiment
+
+
+def _log_every(experiment: Experiment) -> int:
+    """A hundredth of the steps, or a little less: metrics of some steps only need a row at these."""
+    if experiment.log_every is not None:
+        return experiment.log_every
+    every = [hook.every for hook in experiment.metrics if isinstance(hook, AbstractCallback) and hook.every]
+    most = max(1, experiment.steps // 100)
+    return max(n for n in range(1, most + 1) if math.gcd(*every) % n == 0)
 
 
 def parse(module: ModuleType, name: str, arguments: Sequence[str]) -> tuple[Any, Options]:
     """The file's settings and the launcher's, from the command line."""
     config = config_class(module, name)
     own = {field.name for field in dataclasses.fields(config)}
-    if "json" in own:
-        raise Refusal(f"{name}: `{config.__name__}.json` would hide the flag `--json` of `nondiff run`; rename it.")
+    hidden = sorted(own & {field.name for field in dataclasses.fields(Options)})
+    if hidden:
+        flag = "--" + hidden[0].replace("_", "-")
+        raise Refusal(
+            f"{name}: `{config.__name__}.{hidden[0]}` would hide the flag `{flag}` of `nondiff run`; rename it."
+        )
     options = Options if "seed" in own else SeededOptions
     flat = tyro.conf.arg(name="")
     return tyro.cli(
@@ -103,24 +143,101 @@ def check_seed(seed: Any) -> int:
     return seed
 
 
-def train(module: ModuleType, name: str, config: Any, seed: int) -> tuple[Result, Mapping[str, Any]]:
-    """Make the experiment, train, report."""
-    experiment = module.make(config)
-    if not isinstance(experiment, Experiment):
-        raise Refusal(f"{name}: `make` returned {experiment!r}; expected a `nondiff.Experiment`.")
-    log_every = experiment.log_every
-    with Progress(total=experiment.steps) as progress:
-        result = fit(
-            experiment.problem,
-            experiment.trainer,
-            steps=experiment.steps,
-            key=jax.random.key(seed),
-            evaluator=experiment.evaluator,
-            batches=experiment.batches,
-            callbacks=(progress,),
-            log_every=max(1, experiment.steps // 100) if log_every is None else log_every,
-        )
-    metrics = {} if experiment.report is None else experiment.report(result)
-    if not isinstance(metrics, Mapping):
-        raise Refusal(f"{name}: `report` returned {metrics!r}; expected a dict of numbers and words.")
-    return result, metrics
+def _new_directory(
+    path: Path, arguments: Sequence[str], config: Any, options: Options, seed: int, steps: int, log_every: int
+) -> RunDirectory:
+    folder = new_path(path.stem) if options.run_dir is None else options.run_dir
+    saves = {
+        "every": options.checkpoint_every,
+        "minutes": options.checkpoint_minutes,
+        "strict": options.stop_on_failed_save,
+    }
+    asked = {
+        "experiment": path.stem,
+        "file": str(path),
+        "arguments": list(arguments[1:]),
+        "config": strict(config),
+        "seed": seed,
+        "steps": steps,
+        "log_every": log_every,
+        "checkpoints": saves,
+        "command": ["nondiff", "run", *arguments],
+        "folder": os.getcwd(),
+        "versions": versions(),
+        "git": git(path.parent),
+    }
+    if folder.is_file():
+        raise Refusal(f"`--run-dir {folder}` is a file; name a folder that is not there yet.", code=2)
+    Checkpointer(folder, **saves)  # refuses what does not fit, before there is a folder
+    try:
+        directory = create(folder, asked, path)
+    except FileExistsError:
+        way = f"Go on with that run (`nondiff resume {shlex.quote(str(folder))}`), or name another `--run-dir`."
+        raise Refusal(f"{folder} is there already. {way}", code=2) from None
+    except OSError as error:
+        raise Refusal(
+            f"{folder}: the folder of the run cannot be written ({error.strerror}). Name another with `--run-dir`, or "
+            "keep nothing with `--no-save`."
+        ) from None
+    print(f"run {directory.name}", file=sys.stderr, flush=True)
+    return directory
+
+
+@dataclasses.dataclass
+class Answer:
+    """What a command says in the end, and for whom."""
+
+    code: int = 0
+    path: Path | None = None
+    directory: RunDirectory | None = None
+    new: bool = False
+
+
+@contextlib.contextmanager
+def answered(name: str) -> Iterator[Answer]:
+    """Errors as sentences and exit codes. One from within the training is shown whole: it is a failure, no setting."""
+    answer = Answer()
+    try:
+        with second_signal_exits():
+            yield answer
+    except Refusal as refusal:
+        answer.code = _say(f"{name}: {refusal}" if not str(refusal).startswith(name) else str(refusal), refusal.code)
+    except ModuleNotFoundError as error:
+        if not is_missing(error):
+            raise
+        answer.code = _say(f"{name} needs {missing_package(error)}", 1)
+    except (FolderInUse, CheckpointError, DamagedFile) as error:
+        answer.code = _say(str(error), 1)
+    except SaveError as error:
+        answer.code = _say(f"{name}: {error.strerror}: {error.filename}. {_resume(answer)}", 1)
+    except Exception as error:
+        if hasattr(error, "state"):  # from within the training
+            traceback.print_exc()
+            answer.code = _say(_resume(answer), 1)
+        elif isinstance(error, ValueError):
+            _discard(answer)
+            answer.code = _say(f"{name}: {error}{place(error, answer.path) if answer.path else ''}", 1)
+        else:
+            raise
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not hasattr(stop, "__notes__"):
+            raise
+        text = said(stop) if hasattr(stop, "state") else "interrupted"
+        code = stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130
+        answer.code = _say(f"{name}: {text}. {_resume(answer)}".rstrip(), code)
+
+
+def _discard(answer: Answer) -> None:
+    """A setting did not fit and nothing was done: leave no trace of a new run."""
+    if answer.new and answer.directory is not None and answer.directory.summary["step"] == 0:
+        answer.directory.discard()
+
+
+def _resume(answer: Answer) -> str:
+    return "" if answer.directory is None else f"To go on: nondiff resume {shlex.quote(answer.directory.name)}"
+
+
+def _say(text: str, code: int) -> int:
+    if text:
+        print(text, file=sys.stderr)
+    return code

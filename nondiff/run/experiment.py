@@ -1,12 +1,14 @@
 """An experiment: what `nondiff run` runs."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.problem import AbstractProblem
-from nondiff.core.trainer import AbstractTrainer
-from nondiff.run.fit import Batches, Result
+from nondiff.core.trainer import AbstractTrainer, check_count
+from nondiff.run.batches import Batches
+from nondiff.run.callback import Callback, Measure, Stop
+from nondiff.run.fit import Result
 
 Report = Callable[[Result], Mapping[str, float | int | str]]
 
@@ -29,7 +31,15 @@ class Experiment:
     """Default: that of `fit`."""
     batches: Batches | None = None
     """Default: the problem's own."""
+    metrics: Sequence[Measure] = ()
+    callbacks: Sequence[Callback] = ()
+    stop: Sequence[Stop] = ()
     report: Report | None = None
     """Called after training: the final metrics, by name. Default: none."""
     log_every: int | None = None
     """Steps between two lines of progress. Default: a hundredth of `steps`."""
+
+    def __post_init__(self) -> None:
+        check_count("Experiment", "steps", self.steps, least=0)
+        if self.log_every is not None:
+            check_count("Experiment", "log_every", self.log_every)

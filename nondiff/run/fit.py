@@ -1,44 +1,27 @@
-"""`fit`: the loop that joins problem, trainer and evaluator, and the one place where a run meets the outside world.
-
-A step that JAX can trace is compiled once, and several steps run in one call, a loop with a traced bound: a tiny step
-then costs what it computes. Metrics stay on the device until they are read, all in one transfer. The calls are kept
-under half a second, so signals and callbacks act between them.
-"""
+"""`fit`: the loop that joins problem, trainer and evaluator, and the one place where a run meets the outside world."""
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import Array, Key
 
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.problem import AbstractProblem, Params
-from nondiff.core.step import TrainState, init, step
+from nondiff.core.step import TrainState, init
 from nondiff.core.trainer import AbstractTrainer, check_count
 from nondiff.core.tree import fresh, is_key
-from nondiff.estimators.opaque import last_failure
 from nondiff.evaluators import Host, Vmap
 from nondiff.run.batches import Batches, source_of
-from nondiff.run.interrupts import delayed_interrupts
-from nondiff.run.preflight import Plan, preflight
-
-Row = dict[str, int | float]
-Callback = Callable[[int, Row], None]
-Stop = Callable[[int, Row], str | None]
-
-
-class NonFiniteError(FloatingPointError):
-    """Every evaluation of a step failed. `state` is the last good one, `step` the number of that step."""
-
-    def __init__(self, message: str, *, step: int, state: TrainState):
-        super().__init__(message)
-        self.step, self.state = step, state
+from nondiff.run.callback import Callback, Measure, Moment, Row, Stop
+from nondiff.run.checkpoint import Checkpoint, describe, differences
+from nondiff.run.hooks import Hooks
+from nondiff.run.preflight import preflight
+from nondiff.run.signals import delayed_signals
+from nondiff.run.stepping import Stepper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +51,10 @@ def fit(
     *,
     steps: int,
     key: Key[Array, ""] | None = None,
-    state: TrainState | None = None,
+    state: TrainState | Checkpoint | None = None,
     evaluator: AbstractEvaluator | None = None,
     batches: Batches | None = None,
+    metrics: Iterable[Measure] = (),
     callbacks: Iterable[Callback] = (),
     stop: Iterable[Stop] = (),
     log_every: int = 10,
@@ -80,21 +64,24 @@ def fit(
     **Arguments:**
 
     - `steps`: in all, those of a resumed `state` included.
-    - `key` or `state`: where a new run starts, `jax.random.key(seed)`, or a state to go on from; one of them. The state
-      is copied and stays valid.
+    - `key` or `state`: where a new run starts, `jax.random.key(seed)`, or a state to go on from; one of them. A state
+      is copied and stays valid. A `Checkpoint`, from `Checkpointer.restore`, also brings the position in the batches
+      and what callbacks remember.
     - `evaluator`: default `Vmap()`, or `Host()` for a problem that JAX cannot trace.
     - `batches`: from outside: a function of the step number, which needs no position to resume; an iterable that can be
-      started again, of which a resumed run skips what the earlier one used; or an iterator, which is read on from where
-      it stands. Default: the problem's own.
-    - `callbacks`: each is called as `callback(step, metrics)` every `log_every` steps and after the last.
-    - `stop`: each is called like a callback, and ends the run by returning why.
+      started again, of which a resumed run skips what the earlier one used; or an iterator. With a `TrainState` that is
+      read on from where it stands; with a `Checkpoint` it is taken for a new one and brought to its position.
+      Default: the problem's own.
+    - `metrics`, `stop`, `callbacks`: functions of a `Moment` or `AbstractCallback`s, called in this order every
+      `log_every` steps and after the last: what joins the row, why to end, and what else happens.
     - `log_every`: steps between two rows of `history` (default 10).
 
     **Raises** `ValueError` before anything is compiled for what does not fit together; `NonFiniteError` when every
-    evaluation of a step failed; `OpaqueError` when a program did; `KeyboardInterrupt` on Ctrl-C, after the step that is
-    running. Whatever it raises has the last good state as `error.state`.
+    evaluation of a step failed; `OpaqueError` when a program did; `KeyboardInterrupt` on Ctrl-C and `SystemExit(143)`
+    on SIGTERM, after the step that is running and a last checkpoint (a second signal does not wait). Whatever it raises
+    has the last good state as `error.state`.
 
-    >>> import nondiff, optax
+    >>> import jax.numpy as jnp, nondiff, optax
     >>> problem = nondiff.BlackBox(lambda x: jnp.sum((x - 1.0) ** 2), jnp.zeros(2))
     >>> trainer = nondiff.Backprop(optax.sgd(0.4))
     >>> half = fit(problem, trainer, steps=10, key=jax.random.key(0))
@@ -110,34 +97,39 @@ def fit(
                              (evaluator, AbstractEvaluator, "an evaluator")):  # fmt: skip
         if not isinstance(part, kind):
             raise ValueError(f"`fit` was given {part!r} where {name} belongs, an instance of a `{kind.__name__}`.")
-    if not all(hasattr(hooks, "__iter__") for hooks in (callbacks, stop)):
-        raise ValueError("`fit(callbacks=..., stop=...)`: give a tuple of functions, `(callback,)`.")
+    hooks = Hooks(metrics, callbacks, stop)
+    memory = state.memory if isinstance(state, Checkpoint) else None
     state = _first_state(problem, trainer, key, state)
-    source = source_of(problem.batches() if batches is None else batches, start=int(state.step))
-    first = source.peek() if source is not None and steps > int(state.step) else None
-    plan = preflight(problem, trainer, evaluator, state, first)
-    run = _Run(plan, problem, trainer, evaluator, state, source, log_every)
-    with delayed_interrupts() as interrupted:
-        reason = run.until(steps, list(callbacks), list(stop), interrupted)
+    start = int(state.step)
+    given = problem.batches() if batches is None else batches
+    source = source_of(given, start=start, memory=None if memory is None else memory.get("batches", {}))
+    plan = preflight(problem, trainer, evaluator, state, source.peek() if source and steps > start else None)
+    stepper = Stepper(plan, problem, trainer, evaluator, state, source)
+    resumed = memory is not None
+    run = _Run(stepper, hooks, start, steps, log_every, resumed=resumed)
+    unseen, stopped = hooks.remember(memory or {}), hooks.stopped(memory or {}, steps)
+    with delayed_signals() as signals:
+        reason = run.until_done(signals, unseen, stopped)
     last = run.rows[-1]["loss"] if run.rows else float("nan")
-    return Result(
-        trainer.params(run.state.trainer),
-        run.state,
-        last,
-        int(run.state.step),
-        run.evaluations,
-        run.seconds,
-        reason,
-        run.rows,
-    )
+    params = trainer.params(stepper.state.trainer)
+    return Result(params, stepper.state, last, stepper.done, stepper.evaluations, run.seconds(), reason, run.rows)
 
 
-def _first_state(problem: AbstractProblem, trainer: AbstractTrainer, key: Any, state: TrainState | None) -> TrainState:
+def _first_state(problem: AbstractProblem, trainer: AbstractTrainer, key: Any, state: Any) -> TrainState:
     if state is not None and key is not None:
         raise ValueError("`fit(key=..., state=...)`: a state brings its own key along; give one of the two.")
-    if state is not None:
-        return fresh(state)
-    return init(problem, trainer, key=checked_key("fit", key))
+    if state is None:
+        return init(problem, trainer, key=checked_key("fit", key))
+    if isinstance(state, Checkpoint):
+        state = state.state
+    if not isinstance(state, TrainState):
+        raise ValueError(f"`fit(state={state!r})`: expected a `TrainState` or a `Checkpoint`; or give a `key`.")
+    first = eqx.Partial(init, problem, trainer, key=checked_key("fit(state=...)", state.key))
+    shapes = eqx.filter_eval_shape(first) if problem.traceable and trainer.traceable else first()
+    lines = differences(describe(state), describe(shapes), "in the state")
+    if lines:
+        raise ValueError("\n".join(["`fit(state=...)` is a state of another problem or trainer:", *lines]))
+    return fresh(state)
 
 
 def checked_key(owner: str, key: Any) -> Key[Array, ""]:
@@ -153,122 +145,69 @@ def checked_key(owner: str, key: Any) -> Key[Array, ""]:
 
 
 class _Run:
-    """A run in progress: its state, its log, and how it takes several steps in one call."""
+    """A run in progress: it steps, pauses, logs, and lets its hooks act."""
 
-    def __init__(self, plan: Plan, problem, trainer, evaluator, state: TrainState, source: Any, log_every: int):
-        self.plan, self.parts, self.state, self.source = plan, (problem, trainer, evaluator), state, source
-        self.log_every = log_every
+    def __init__(self, stepper: Stepper, hooks: Hooks, start: int, steps: int, log_every: int, *, resumed: bool):
+        self.stepper, self.hooks, self.start, self.steps, self.log_every = stepper, hooks, start, steps, log_every
+        self.resumed = resumed
         self.rows: list[Row] = []
-        self.evaluations, self.seconds, self.stride = 0, 0.0, 1
+        self.began = time.perf_counter()
 
-    def until(self, steps: int, callbacks: list[Callback], stops: list[Stop], interrupted: Callable[[], bool]) -> str:
-        begin, done, reason = time.perf_counter(), int(self.state.step), f"all {steps} steps done"
-        row: Row = {}
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    def until_done(self, signals: delayed_signals, unseen: Row | None, stopped: str | None) -> str:
+        """Why it ended. However it ends, every hook that began does."""
         try:
-            while done < steps:
-                count = min(self.stride, steps - done, self.log_every - done % self.log_every)
-                metrics = self._advance(count)
-                count = int(self.state.step) - done
-                done += count
-                row = {"step": done, **_row(metrics, count - 1)} if count else row
-                ended = count == 0
-                if (done % self.log_every == 0 and count) or done == steps or (ended and self._unlogged(row)):
-                    self.rows.append(row)
-                    for callback in callbacks:
-                        callback(done, row)
-                    reasons = [why for check in stops if (why := check(done, row)) is not None]
-                    if reasons:
-                        return reasons[0]
-                if ended:
-                    return f"the batches ended after {done} steps"
-                if interrupted():
-                    raise KeyboardInterrupt(f"stopped after step {done}")
+            self.hooks.begin(self._moment())
+        except BaseException as error:
+            self.hooks.end(self._moment(), error)
+            raise
+        try:
+            reason = stopped if unseen is None else self._log(unseen)
+            reason = reason or self._loop(signals)
         except BaseException as error:
             if not hasattr(error, "state"):
-                error.state = self.state  # pyright: ignore[reportAttributeAccessIssue]
-            if done and isinstance(error, Exception):
-                error.add_note(f"nondiff: {done} steps were done; `error.state` is the last good state.")
+                error.state = self.stepper.state  # pyright: ignore[reportAttributeAccessIssue]
+            if self.stepper.done and isinstance(error, Exception):
+                error.add_note(f"nondiff: {self.stepper.done} steps were done; `error.state` is the last good state.")
+            self.hooks.end(self._moment(), error)
             raise
-        finally:
-            self.seconds = time.perf_counter() - begin
+        self.hooks.end(self._moment(), None)
+        signals.raise_noted(f"stopped after step {self.stepper.done}, the last", self.stepper.state)
         return reason
 
-    def _unlogged(self, row: Row) -> bool:
-        return bool(row) and (not self.rows or self.rows[-1] is not row)
+    def _loop(self, signals: delayed_signals) -> str:
+        pauses = [self.log_every, *self.hooks.pauses]
+        while self.stepper.done < self.steps:
+            done = self.stepper.done
+            count = min([self.steps - done, *(pause - done % pause for pause in pauses)])
+            ended = self.stepper.advance(count, self.log_every) == 0
+            done = self.stepper.done
+            row_due = done == self.steps or (done % self.log_every == 0 and not ended)
+            reason = self._pause(row_due, f"the batches ended after {done} steps" if ended else None)
+            if reason is not None:
+                return reason
+            signals.raise_noted(f"stopped after step {done}", self.stepper.state)
+        late = self.start > self.steps
+        return f"all {self.steps} steps done" + (f" before: the state is at step {self.start}" if late else "")
 
-    def _advance(self, count: int) -> dict[str, Any]:
-        """`count` steps, fewer if the batches end; their metrics, each `[count]`, on the host."""
-        start, begin = int(self.state.step), time.perf_counter()
-        last_failure()  # forget one that belongs to another run
-        try:
-            if self.plan.compiled and self.source is None:
-                call = _many_donating if self.plan.donate else _many
-                size = self.log_every
-                state, metrics = call((*self.parts, size, self.plan.metrics), self.state, jnp.int32(count))
-                metrics = jax.device_get(metrics)  # waits
-            else:
-                state, rows = self.state, []
-                one = _one if self.plan.compiled else step
-                while len(rows) < count and (self.source is None or self.source.ready()):
-                    batch = None if self.source is None else self.source.next()
-                    state, row = one(*self.parts, state, batch)
-                    rows.append(row)
-                    if bool(row["lost"]):
-                        break
-                if not rows:
-                    return {}
-                metrics = jtu.tree_map(lambda *xs: np.stack(xs), *jax.device_get(rows))
-                count = len(rows)
-        except (jax.errors.JaxRuntimeError, ValueError) as error:  # a compiled call's second run raises the latter
-            raise (last_failure() or error) from None
-        self.state = state
-        self.evaluations += int(metrics["evaluations"][:count].sum())
-        if metrics["lost"][:count].any():
-            self._lost(start, count, metrics)
-        self._pace(time.perf_counter() - begin)
-        return metrics
+    def _pause(self, row_due: bool, reason: str | None) -> str | None:
+        """Let the hooks act, log a row if one is due or the run ends here; why it ends."""
+        if not row_due:
+            reason = self.hooks.at(self._moment()) or reason
+        logged = self.rows[-1]["step"] if self.rows else self.start
+        if row_due or (reason is not None and logged < self.stepper.done):
+            reason = self._log(self.stepper.fetch()) or reason
+        return reason
 
-    def _pace(self, seconds: float) -> None:
-        """Longer calls while they are short; the bits do not depend on where a run is cut."""
-        if seconds < 0.1:
-            self.stride = min(2 * self.stride, self.log_every)
-        elif seconds > 0.5:
-            self.stride = max(self.stride // 2, 1)
+    def _log(self, row: Row) -> str | None:
+        self.rows.append(row)
+        return self.hooks.at(self._moment(logged=True))
 
-    def _lost(self, start: int, count: int, metrics: dict[str, Any]) -> None:
-        i = int(metrics["lost"][:count].argmax())
-        failed, asked = int(metrics["failed"][i]), int(metrics["evaluations"][i])
-        what = f"all evaluations of a query failed ({failed} of the step's {asked} have no finite loss and gradient)"
-        if not failed:
-            what = "it leads to parameters that are not finite"
-        raise NonFiniteError(
-            f"step {start + i + 1}: {what}. The parameters stay as they were before it, in `error.state`. Is a rate or "
-            "sigma too large, or the start outside of what the loss allows?",
-            step=start + i + 1,
-            state=self.state,
-        )
-
-
-def _row(metrics: dict[str, Any], i: int) -> Row:
-    named = jtu.tree_flatten_with_path({k: v for k, v in metrics.items() if k != "lost"})[0]
-    return {"/".join(str(getattr(p, "key", p)) for p in path): float(x[i]) for path, x in named}
-
-
-def _several(fixed: tuple[Any, ...], state: TrainState, count: Array) -> tuple[TrainState, Any]:
-    problem, trainer, evaluator, size, shapes = fixed
-    log = jtu.tree_map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
-
-    def body(carry: tuple[Array, Array, TrainState, Any]) -> tuple[Array, Array, TrainState, Any]:
-        i, _, state, log = carry
-        state, metrics = step(problem, trainer, evaluator, state)
-        return i + 1, metrics["lost"], state, jtu.tree_map(lambda log, x: log.at[i].set(x), log, metrics)
-
-    def going(carry: tuple[Array, Array, TrainState, Any]) -> Array:
-        return (carry[0] < count) & ~carry[1]  # a lost step is the last one
-
-    return jax.lax.while_loop(going, body, (jnp.zeros_like(count), jnp.asarray(False), state, log))[2:]
-
-
-_many = eqx.filter_jit(_several)
-_many_donating = eqx.filter_jit(lambda fixed, state, count: _several(fixed, state, count), donate="all-except-first")
-_one = eqx.filter_jit(step)
+    def _moment(self, logged: bool = False) -> Moment:
+        problem, trainer, _ = self.stepper.parts
+        row = self.rows[-1] if self.rows else {}
+        where = (self.stepper.done, self.start, self.resumed, self.steps, self.log_every, self.seconds())
+        memory = self.hooks.memory(self.stepper.source, self.stepper.done, self.steps)
+        return Moment(*where, row, logged, self.stepper.state, problem, trainer, memory)

@@ -18,7 +18,8 @@ from nondiff.core.query import queries
 from nondiff.core.step import init, keys
 from nondiff.core.trainer import AbstractTrainer, check_count
 from nondiff.problems import BlackBox
-from nondiff.run.fit import Result, Row, checked_key, fit
+from nondiff.run.fit import Result, checked_key, fit
+from nondiff.run.stopping import Target
 from nondiff.trainers import Best, Genetic, OpenES
 
 
@@ -78,13 +79,10 @@ def minimise(
             "give at least as many, or a trainer with a smaller population."
         )
 
-    def reached(step: int, row: Row) -> str | None:
-        del step
-        return f"the target {target} was reached" if target is not None and row["best_ever"] <= target else None
-
     steps = budget // per_step
+    stop = () if target is None else (Target(target, "best_ever"),)
     log_every = 1 if target is not None or not problem.traceable else max(1, steps // 100)
-    result = fit(problem, chosen, steps=steps, key=key, stop=(reached,), log_every=log_every)
+    result = fit(problem, chosen, steps=steps, key=key, stop=stop, log_every=log_every)
     loss = float(result.state.trainer.loss)
     spent = result.reason == f"all {steps} steps done"
     reason = f"the budget of {budget} evaluations was spent" if spent else result.reason
