@@ -1,4 +1,8 @@
-"""What several tests use."""
+"""One thread for each test process: bits are tested so, and two processes share the cores better."""
+
+import os
+
+os.environ["NPROC"] = "1"  # XLA takes it for the number of cores; its flags for threads do not reach a matrix product
 
 import pytest
 from jaxtyping import config

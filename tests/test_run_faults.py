@@ -211,9 +211,21 @@ def test_a_lock_is_given_back_when_a_save_at_the_end_fails(tmp_path: pathlib.Pat
             raise KeyboardInterrupt
 
     for callbacks in ([Interrupted()], [nd.Progress(), Interrupted()]):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as caught:
             run(tmp_path, callbacks=callbacks)
+        assert int(caught.value.state.step) == 60
     assert run(tmp_path).steps == 60
+
+
+def test_a_callback_of_no_steps_is_refused() -> None:
+    class Never(nd.AbstractCallback):
+        every = 0
+
+        def __call__(self, moment: nd.Moment) -> None:
+            pass
+
+    with pytest.raises(ValueError, match=r"`Never\(every=0\)`: expected a whole number of at least 1"):
+        nd.fit(PROBLEM, TRAINER, steps=5, key=jr.key(0), callbacks=[Never()])
 
 
 def test_more_steps_were_done_than_are_asked_for(tmp_path: pathlib.Path) -> None:

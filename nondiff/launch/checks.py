@@ -91,9 +91,10 @@ def check_bits(platform: str, flags: str, threads: int, x64: bool) -> Finding:
     promise = f"{floats}: the same versions, kind of device and chunk give the same bits"
     if platform == "cpu" and threads == 1:
         hangs = "with one thread JAX 0.10 hangs where an `Opaque` program is given many megabytes at once"
-        return Finding("bits", "note", f"{promise}; {hangs}", "give the process two cores; unset NPROC")
+        return Finding("bits", "note", f"{promise}, as tested; {hangs}", "give the process two cores; unset NPROC")
     if platform == "cpu":
-        return Finding("bits", "ok", f"{promise}; tested with 2 threads for each operation, here it may use {threads}")
+        said = f"{promise}; tested with one thread for each operation, here it may use {threads}"
+        return Finding("bits", "note", said, "export NPROC=1, where bits matter more than time")
     if platform != "gpu":
         return Finding("bits", "note", f"{floats}: no promise, nothing was tested there", "a CPU or an NVIDIA GPU")
     needed = {"--xla_gpu_deterministic_ops": "true", "--xla_gpu_autotune_level": "0"}

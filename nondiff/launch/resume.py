@@ -12,10 +12,11 @@ from typing import Any
 import jax
 
 from nondiff.core.step import init
+from nondiff.launch.answer import answered
 from nondiff.launch.load import load, on_path
 from nondiff.launch.output import as_json
 from nondiff.launch.refusal import Refusal
-from nondiff.launch.run import answered, made, parse
+from nondiff.launch.run import made, parse
 from nondiff.launch.runs import find_run
 from nondiff.launch.train import checkpointer, log, logged, train
 from nondiff.run.checkpoint import CheckpointError, differences, flat

@@ -167,15 +167,22 @@ class _Run:
             reason = stopped if unseen is None else self._log(unseen)
             reason = reason or self._loop(signals)
         except BaseException as error:
-            if not hasattr(error, "state"):
-                error.state = self.stepper.state  # pyright: ignore[reportAttributeAccessIssue]
-            if self.stepper.done and isinstance(error, Exception):
-                error.add_note(f"nondiff: {self.stepper.done} steps were done; `error.state` is the last good state.")
+            self._give_state(error)
             self.hooks.end(self._moment(), error)
             raise
-        self.hooks.end(self._moment(), None)
+        try:
+            self.hooks.end(self._moment(), None)
+        except BaseException as error:
+            self._give_state(error)
+            raise
         signals.raise_noted(f"stopped after step {self.stepper.done}, the last", self.stepper.state)
         return reason
+
+    def _give_state(self, error: BaseException) -> None:
+        if not hasattr(error, "state"):
+            error.state = self.stepper.state  # pyright: ignore[reportAttributeAccessIssue]
+        if self.stepper.done and isinstance(error, Exception):
+            error.add_note(f"nondiff: {self.stepper.done} steps were done; `error.state` is the last good state.")
 
     def _loop(self, signals: delayed_signals) -> str:
         pauses = [self.log_every, *self.hooks.pauses]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from nondiff.core.trainer import check_count
 from nondiff.run.batches import Source
 from nondiff.run.callback import AbstractCallback, Callback, Measure, Moment, Row, Stop
 
@@ -30,6 +31,9 @@ class Hooks:
             counts[kind] += 1
             self.named[kind if counts[kind] == 1 else f"{kind} {counts[kind]}"] = hook
         self.pauses = [hook.every for hook in self.named.values() if hook.every is not None]
+        for name, hook in self.named.items():
+            if hook.every is not None:
+                check_count(name, "every", hook.every)
         self._begun: list[AbstractCallback] = []
         self._stopped: str | None = None  # why, if one of `stop` ended the run
         self._before: dict[str, Any] | None = None  # while they are called: what they remembered before
