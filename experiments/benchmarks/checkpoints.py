@@ -86,7 +86,7 @@ def nondiff(folder: Path) -> Saver:
 
 
 def orbax(folder: Path, *, background: bool) -> Saver:
-    import orbax.checkpoint as ocp
+    import orbax.checkpoint as ocp  # pyright: ignore[reportMissingImports]
 
     options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, enable_async_checkpointing=background)
     manager = ocp.CheckpointManager(folder.absolute(), options=options)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import PyTree
 
 from nondiff.core.trainer import check_count, check_positive
@@ -95,6 +96,7 @@ class Checkpointer(AbstractCallback):
         self._lock: Lock | None = None
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._arrays: Mapping[str, np.ndarray] = {}  # of the last save
         self._time = time.monotonic()
 
     def steps(self) -> list[int]:
@@ -161,10 +163,10 @@ class Checkpointer(AbstractCallback):
         self._open(step)
         self.wait()
         encoded = _encoded(memory)
-        arrays, leaves = stored.on_host(state), stored.describe(state)
+        leaves, self._arrays = stored.describe(state), stored.on_host(state, into=self._arrays)
         self.last, self._time = step, time.monotonic()
         # Not a daemon: a script that ends without `wait` still gets its last checkpoint.
-        self._thread = threading.Thread(target=self._write, args=(step, arrays, leaves, encoded))
+        self._thread = threading.Thread(target=self._write, args=(step, self._arrays, leaves, encoded))
         self._thread.start()
 
     def wait(self) -> None:
@@ -183,6 +185,7 @@ class Checkpointer(AbstractCallback):
         try:
             self.wait()
         finally:
+            self._arrays = {}
             if self._lock is not None:
                 self._lock.release()
                 self._lock = None
