@@ -6,6 +6,9 @@ The runs are made with nondiff's own functions: a tenth each failed, were stoppe
 the latter are held by this process and do run; the others were killed, which `list` finds out by trying their locks.
 Beside it: other commands of the same environment, and what Python alone and JAX alone cost. CPU seconds are user and
 system time of a process and its children, medians of 5.
+
+Result (2 cores): `nondiff --help` 0.06 CPU seconds, `nondiff list` of 1,000 runs 0.14 s, `nondiff show` 0.09 s; beside
+them `import jax` 0.73 CPU seconds, `tensorboard --help` 0.56, `ray --help` 0.49. Cost: half a minute.
 """
 
 import collections
