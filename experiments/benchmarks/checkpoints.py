@@ -12,10 +12,10 @@ and Orbax wait for the disk (that of `TMPDIR`), the others for the operating sys
 Then one bit of a small checkpoint is flipped, or a file of it cut, at random places over all its bytes. Detected:
 loading fails. Harmless: it gives the saved numbers. Silent: it gives others without a word.
 
-Result (2 cores, both used by the steps): nondiff, alone on the machine, -0.2 % (median of 3 pairs: less than the noise;
-the loop is blocked 0.01 s a save). All six beside a test run, before nondiff reused its buffers:
-nondiff 3.6, equinox -7.7, safetensors 0.9, savez 2.8, Orbax 7.5 in the loop and 8.6 in the background. Of 100 flipped
-bits nondiff detects 100, equinox and safetensors 0, savez 99 (1 harmless), Orbax 1. Cost: 20 minutes, 4 for one library.
+Result (2 cores, both used by the steps): nondiff, alone on the machine, -0.2 % (median of 3 pairs, less than noise);
+the loop is blocked 0.01 s a save. All six beside a test run, before nondiff reused its buffers: nondiff 3.6,
+equinox -7.7, safetensors 0.9, savez 2.8, Orbax 7.5 in the loop and 8.6 in the background. Of 100 flipped bits nondiff
+detects 100, equinox and safetensors 0, savez 99 (1 harmless), Orbax 1. Cost: 20 minutes, 4 for one library.
 """
 
 import dataclasses
