@@ -1,5 +1,6 @@
 """The public names, each once: type checkers read them here, and `__init__.py` takes them from here."""
 
+from . import arrays as arrays
 from . import core as core
 from . import estimators as estimators
 from . import evaluators as evaluators
@@ -63,12 +64,16 @@ from .run.stopping import Patience as Patience
 from .run.stopping import Target as Target
 from .run.stopping import WallClock as WallClock
 from .run.tensorboard import TensorBoard as TensorBoard
+from .trainers import ARS as ARS
+from .trainers import PGPE as PGPE
+from .trainers import SNES as SNES
 from .trainers import AbstractCrossover as AbstractCrossover
 from .trainers import AbstractSelection as AbstractSelection
 from .trainers import Backprop as Backprop
 from .trainers import Best as Best
 from .trainers import CentredRanks as CentredRanks
 from .trainers import Genetic as Genetic
+from .trainers import LogRanks as LogRanks
 from .trainers import Memetic as Memetic
 from .trainers import OnePointCrossover as OnePointCrossover
 from .trainers import OpenES as OpenES

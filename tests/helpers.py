@@ -16,6 +16,7 @@ def adam(rate: float = 0.1, steps: int = 200) -> optax.GradientTransformation:
 
 
 TRAINERS: dict[str, nd.AbstractTrainer] = {
+    "ars": nd.ARS(adam(), sigma=0.1, population=16),
     "backprop": nd.Backprop(adam()),
     "backprop_samples": nd.Backprop(optax.sgd(1.0), samples=3),
     "best_open_es": nd.Best(nd.OpenES(adam(), sigma=0.1, population=16)),
@@ -23,13 +24,18 @@ TRAINERS: dict[str, nd.AbstractTrainer] = {
     "memetic": nd.Memetic(nd.Genetic(population=8), rate=0.5),
     "open_es": nd.OpenES(adam(), sigma=0.1, population=16),
     "open_es_zscore": nd.OpenES(adam(), sigma=0.1, population=15, weighting=nd.ZScore(), antithetic=False),
+    "open_es_rank_1": nd.OpenES(adam(), sigma=0.1, population=16, rank=1),
+    "pgpe": nd.PGPE(adam(), sigma=0.1, population=16),
+    "pgpe_rank_1": nd.PGPE(adam(), sigma=0.1, population=16, rank=1),
+    "snes": nd.SNES(sigma=0.3, population=16),
+    "snes_rank_1": nd.SNES(sigma=0.3, population=16, rank=1),
     "split": nd.Split(
         {"slope": nd.Backprop(adam()), "search": nd.OpenES(adam(), sigma=0.1, population=16)},
         {"a": "slope", "b": "search"},
     ),
 }
 
-FOR_STEADY_LOSSES = {"best_open_es"}
+FOR_STEADY_LOSSES = {"best_open_es", "pgpe", "pgpe_rank_1", "snes", "snes_rank_1"}  # the latter shrink their sigma
 
 WITH_GRADIENT = {"backprop", "backprop_samples", "memetic", "split"}
 

@@ -92,7 +92,7 @@ def test_ranks_and_sums_see_the_total() -> None:
     weights = nondiff.CentredRanks()(got.total)
     assert not np.array_equal(weights, nondiff.CentredRanks()(got.loss))
     for name in ("a", "b"):
-        np.testing.assert_allclose(got.sums[name], query.population.sums(weights, chunk=8)[name], rtol=1e-5)
+        np.testing.assert_allclose(got.sums.first[name], query.population.sums(weights, chunk=8).first[name], rtol=1e-5)
 
 
 def test_a_huge_quadratic_pulls_the_centre_to_its_target() -> None:

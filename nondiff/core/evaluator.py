@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Key, PyTree
 
+from nondiff.core.chunk import fitting
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Query
 
@@ -25,6 +26,14 @@ class AbstractEvaluator(eqx.Module):
     @abc.abstractmethod
     def evaluate(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> PyTree[Evaluation]:
         """The answers to all queries of a step at once, so that they may overlap; a tree like `query`."""
+
+    def chunks(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> list[int]:
+        """How many members of each query exist at once, from shapes alone; it decides the last bits, so a run keeps it.
+
+        Default: nothing to keep.
+        """
+        del problem, query, batch
+        return []
 
 
 def measure(problem: AbstractProblem, query: Query, batch: Batch, drawn: PyTree, key: Key[Array, ""]) -> Evaluation:
@@ -53,13 +62,14 @@ def measure(problem: AbstractProblem, query: Query, batch: Batch, drawn: PyTree,
     return Evaluation(loss, penalty, value if wants.cases else None, gradient, aux=aux)
 
 
-def sweep(problem: AbstractProblem, query: Query, batch: Batch, *, chunk: int) -> Evaluation:
+def sweep(problem: AbstractProblem, query: Query, batch: Batch, *, chunk: int | None = None) -> Evaluation:
     """Every member, `chunk` at a time, under `jit`. `chunk` is part of the experiment: another width, other bits."""
+    query = dataclasses.replace(query, population=query.population.hoisted())
+    chunk = chunk_of(problem, query, batch) if chunk is None else chunk
     population, n = query.population, len(query)
-    sampler, shared = population.sampler, population.shared
 
     def many(each: PyTree, keys: Key[Array, " chunk"]) -> tuple[PyTree, Evaluation]:
-        drawn = each if sampler.hoist else sampler.draws(shared, each)
+        drawn = population.sampler.draws(population.shared, each)
         if keys.shape[0] == 1:  # the gradient of one model is not made into a batch of one
             answer = measure(problem, query, batch, *jtu.tree_map(lambda x: x[0], (drawn, keys)))
             answer = jtu.tree_map(lambda x: x[None], answer)
@@ -69,12 +79,23 @@ def sweep(problem: AbstractProblem, query: Query, batch: Batch, *, chunk: int) -
             return None, answer
         return _sum_over_finite(answer), dataclasses.replace(answer, gradient=None)
 
-    xs = (sampler.draws(shared, population.each) if sampler.hoist else population.each, query.keys)
+    xs = (population.each, query.keys)
     total, answer = many(*xs) if chunk >= n else _in_chunks(many, xs, n, chunk)
     if query.wants.mean_gradient:
         count = jnp.maximum(jnp.sum(jnp.isfinite(answer.loss)), 1)
         answer = dataclasses.replace(answer, gradient=jtu.tree_map(lambda g: g / count.astype(g.dtype), total))
     return weigh(query, answer, chunk=chunk)
+
+
+def chunk_of(problem: AbstractProblem, query: Query, batch: Batch) -> int:
+    """The chunk of `sweep` where none is given: a function of shapes and platform."""
+    population = query.population
+
+    def one(each: PyTree, key: Key[Array, ""]) -> Any:
+        return measure(problem, query, batch, population.sampler.draw(population.shared, each), key)
+
+    first = jtu.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (population.each, query.keys))
+    return fitting(len(query), one, *first)
 
 
 def _in_chunks(many: Any, xs: tuple[PyTree, Array], n: int, chunk: int) -> tuple[PyTree, Evaluation]:

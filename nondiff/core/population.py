@@ -13,7 +13,7 @@ Three populations, for example:
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -22,15 +22,18 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PyTree
 
 from nondiff.core.problem import Params
+from nondiff.core.tree import barrier
 
 
 class AbstractSampler(eqx.Module):
     """How to build a member from what all share and what it alone has."""
 
-    @property
     @abc.abstractmethod
-    def hoist(self) -> bool:
-        """May the draws of the whole population be held at once? False: they are made again, chunk by chunk."""
+    def hoist(self, shared: PyTree, each: PyTree) -> bool:
+        """May the draws of the whole population be held at once? False: they are made again, chunk by chunk.
+
+        A function of shapes alone. Held draws are made once for the evaluation and for the sums.
+        """
 
     @abc.abstractmethod
     def draw(self, shared: PyTree, each: PyTree) -> PyTree:
@@ -51,12 +54,15 @@ class AbstractSampler(eqx.Module):
         """`fn(member, *args)`: the one place that knows how a member's model is run."""
         return fn(self.build(shared, drawn), *args)
 
-    def statistics(self, shared: PyTree, drawn: PyTree) -> PyTree:
-        """What a trainer wants summed with weights over the population. Members that are only selected have none."""
-        del shared, drawn
+    def sums(self, shared: PyTree, drawn: PyTree, weights: Float[Array, " chunk"]) -> PyTree:
+        """What a trainer wants summed over a chunk of members, each by its weight: the noise, its square, ...
+
+        Members that are only selected have no such sums.
+        """
+        del shared, drawn, weights
         raise TypeError(
-            f"`{type(self).__name__}` has no statistics: its members can be selected (`Population.take`), "
-            "not averaged. Leave `Query.weigh` at None, or define `statistics`."
+            f"`{type(self).__name__}` has no sums: its members can be selected (`Population.take`), "
+            "not averaged. Leave `Query.weigh` at None, or define `sums`."
         )
 
 
@@ -85,35 +91,74 @@ class Population(eqx.Module):
 
         return jax.vmap(one)(jtu.tree_map(lambda x: x[indices], self.each))
 
+    def hoisted(self) -> "Population":
+        """The same members, whose `each` holds their draws, if the sampler allows it."""
+        if not self.sampler.hoist(self.shared, self.each):
+            return self
+        # Behind a barrier, or XLA draws again wherever the numbers are used.
+        return Population(self.shared, barrier(self.sampler.draws(self.shared, self.each)), _Drawn(self.sampler))
+
     def sums(self, weights: Float[Array, " pop"], *, chunk: int) -> PyTree:
-        """`sum_i weights[i] * statistics_i`, chunk by chunk in the order of their numbers, so always the same bits."""
+        """The weighted sums of the sampler: at once if its draws are held, else chunk by chunk in the order of their
+        numbers; so always the same bits.
+        """
+        population = self.hoisted()
+        sampler, shared, n = population.sampler, population.shared, len(self)
 
-        def partial(population: Population, weights: Array) -> PyTree:
-            sampler, shared = population.sampler, population.shared
-            one = jax.vmap(lambda d: sampler.statistics(shared, d))(sampler.draws(shared, population.each))
-            return jtu.tree_map(lambda s: jnp.tensordot(weights, s, 1), one)
+        def partial(start: Any, size: int) -> PyTree:
+            part = population.span(start, size)
+            return sampler.sums(
+                shared, sampler.draws(shared, part.each), jax.lax.dynamic_slice_in_dim(weights, start, size)
+            )
 
-        n = len(self)
-        if self.sampler.hoist or chunk >= n:
-            return partial(self, weights)
+        if isinstance(sampler, _Drawn) or chunk >= n:
+            return partial(0, n)
         whole, rest = divmod(n, chunk)
 
         def add(total: PyTree, i: Array) -> tuple[PyTree, None]:
-            part = partial(self.span(i * chunk, chunk), jax.lax.dynamic_slice_in_dim(weights, i * chunk, chunk))
-            return jtu.tree_map(jnp.add, total, part), None
+            return jtu.tree_map(jnp.add, total, partial(i * chunk, chunk)), None
 
-        shapes = eqx.filter_eval_shape(partial, self.span(0, chunk), weights[:chunk])
+        shapes = eqx.filter_eval_shape(lambda: partial(0, chunk))
         zero = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         total, _ = jax.lax.scan(add, zero, jnp.arange(whole))
         if rest:
-            total = jtu.tree_map(jnp.add, total, partial(self.span(whole * chunk, rest), weights[whole * chunk :]))
+            total = jtu.tree_map(jnp.add, total, partial(whole * chunk, rest))
         return total
+
+
+class _Drawn(AbstractSampler):
+    """Builds members whose `each` is what `inner` would draw."""
+
+    inner: AbstractSampler
+
+    def hoist(self, shared: PyTree, each: PyTree) -> bool:
+        del shared, each
+        return False
+
+    def draw(self, shared: PyTree, each: PyTree) -> PyTree:
+        del shared
+        return each
+
+    def draws(self, shared: PyTree, each: PyTree) -> PyTree:
+        del shared
+        return each
+
+    def build(self, shared: PyTree, drawn: PyTree) -> Params:
+        return self.inner.build(shared, drawn)
+
+    def apply(self, fn: Callable[..., Any], shared: PyTree, drawn: PyTree, *args: Any) -> Any:
+        return self.inner.apply(fn, shared, drawn, *args)
+
+    def sums(self, shared: PyTree, drawn: PyTree, weights: Float[Array, " chunk"]) -> PyTree:
+        return self.inner.sums(shared, drawn, weights)
 
 
 class Centre(AbstractSampler):
     """Every member is the centre. shared = the parameters; each = anything with a population axis."""
 
-    hoist: ClassVar[bool] = True
+    def hoist(self, shared: PyTree, each: PyTree) -> bool:
+        del shared, each
+        return True
 
     def draw(self, shared: PyTree, each: PyTree) -> PyTree:
         del shared
@@ -127,7 +172,9 @@ class Centre(AbstractSampler):
 class Points(AbstractSampler):
     """Members given as they are. shared = nothing; each = parameters with a population axis."""
 
-    hoist: ClassVar[bool] = True
+    def hoist(self, shared: PyTree, each: PyTree) -> bool:
+        del shared, each
+        return True
 
     def draw(self, shared: PyTree, each: PyTree) -> PyTree:
         del shared

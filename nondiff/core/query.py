@@ -81,8 +81,8 @@ class Evaluation(eqx.Module):
     cases: Float[Array, "*pop cases"] | None = None
     gradient: Params | None = None
     """Of `total`: `[pop, ...]` leaves for `Wants.gradient`, `[...]` for `Wants.mean_gradient`; `None` on integers."""
-    sums: PyTree | None = None
-    """`sum_i weights[i] * statistics_i`, the weights being `query.weigh(total)`."""
+    sums: Any = None
+    """The sampler's `sums`, if `Query.weigh` asks for them; the weights are `query.weigh(total)`."""
     aux: PyTree = None
 
     @property

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from nondiff.core.evaluator import AbstractEvaluator, weigh
 from nondiff.core.problem import AbstractProblem, Batch
-from nondiff.core.query import Evaluation, Query, map_queries
+from nondiff.core.query import Evaluation, Query, map_queries, queries
 from nondiff.core.trainer import check_count
 from nondiff.core.tree import is_key
 
@@ -43,6 +43,10 @@ class Host(AbstractEvaluator):
         batch = _numpy(batch)
         return map_queries(lambda q: self._answer(problem, q, batch), query)
 
+    def chunks(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> list[int]:
+        del problem, batch
+        return [self.chunk for _ in queries(query)]
+
     def _answer(self, problem: AbstractProblem, query: Query, batch: Batch) -> Evaluation:
         if query.wants.gradient or query.wants.mean_gradient:
             raise ValueError(
@@ -55,7 +59,7 @@ class Host(AbstractEvaluator):
 
     def _part(self, problem: AbstractProblem, query: Query, batch: Batch, start: int) -> tuple[Any, ...]:
         n = min(self.chunk, len(query) - start)
-        members, keys, penalty = _members(query, start, n)
+        members, keys, penalty = _members(query, jnp.asarray(start), n)  # as an array: a number would compile anew
         value, aux = problem.losses(_numpy(eqx.combine(members, _repeat(query.others, n))), batch, keys=keys)
         value = np.asarray(value)
         if value.ndim not in (1, 2) or value.shape[0] != n or value.dtype.kind not in "fiub":
@@ -71,7 +75,7 @@ class Host(AbstractEvaluator):
 
 
 @eqx.filter_jit
-def _members(query: Query, start: int, n: int) -> tuple[PyTree, Array, Array]:
+def _members(query: Query, start: Array, n: int) -> tuple[PyTree, Array, Array]:
     members = query.population.take(start + jnp.arange(n))
     return members, jax.lax.dynamic_slice_in_dim(query.keys, start, n), jax.vmap(query.penalty)(members)
 

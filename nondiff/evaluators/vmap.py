@@ -5,9 +5,9 @@ from typing import ClassVar
 import equinox as eqx
 from jaxtyping import PyTree
 
-from nondiff.core.evaluator import AbstractEvaluator, sweep
+from nondiff.core.evaluator import AbstractEvaluator, chunk_of, sweep
 from nondiff.core.problem import AbstractProblem, Batch
-from nondiff.core.query import Evaluation, Query, map_queries
+from nondiff.core.query import Evaluation, Query, map_queries, queries
 from nondiff.core.trainer import check_count
 
 
@@ -16,8 +16,10 @@ class Vmap(AbstractEvaluator):
 
     **Arguments:**
 
-    - `chunk`: members that exist at once (default 32). More use wide hardware better and cost memory in proportion. It
-      is part of the experiment: another chunk may change the last bits.
+    - `chunk`: members that exist at once. Default `None`: as many as keep every intermediate result of theirs near the
+      processor, a function of the shapes of model and batch and of the kind of device; `fit` says it in
+      `Result.chunks`, and a run in its `config.json`. It is part of the experiment: another chunk may change the last
+      bits. Give a number to have the same one on every kind of device.
 
     **Raises** `ValueError` for a chunk below 1.
 
@@ -28,11 +30,15 @@ class Vmap(AbstractEvaluator):
     512
     """
 
-    chunk: int = eqx.field(static=True, default=32)
+    chunk: int | None = eqx.field(static=True, default=None)
     traceable: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        check_count("Vmap", "chunk", self.chunk)
+        if self.chunk is not None:
+            check_count("Vmap", "chunk", self.chunk)
 
     def evaluate(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> PyTree[Evaluation]:
         return map_queries(lambda q: sweep(problem, q, batch, chunk=self.chunk), query)
+
+    def chunks(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> list[int]:
+        return [self.chunk or chunk_of(problem, q, batch) for q in queries(query)]

@@ -108,6 +108,7 @@ def lines(run: Mapping[str, Any], *, now: float) -> list[str]:
         "in": config.get("folder"),
         "git": _git(config.get("git")) if "git" in config else None,
         "versions": _pairs(config.get("versions")),
+        "chunks": ", ".join(map(str, config.get("chunks") or ())) or None,
     }
     facts = [(name, number(value)) for name, value in facts.items() if value is not None]
     settings = config.get("config")

@@ -49,6 +49,8 @@ class Moment:
     trainer: AbstractTrainer
     memory: Callable[[], dict[str, Any]]
     """What batches and callbacks would need to go on from here (`get_state` of each that has one)."""
+    chunks: tuple[int, ...] = ()
+    """How many members of each query exist at once; another number may change the last bits."""
 
     @property
     def params(self) -> Params:

@@ -1,7 +1,7 @@
 """The folder of a run: what was asked for, how it stands, and who works in it. Without JAX, so that listing is quick.
 
 runs/<experiment>/<id>/
-    config.json     settings, seed, command line, versions, git commit; written once
+    config.json     settings, seed, command line, versions, git commit, chunks; written once, before the first step
     experiment.py   the experiment's file as it was
     summary.json    how the run stands, replaced in one go
     metrics.jsonl   the rows of its log
@@ -62,6 +62,11 @@ class RunDirectory:
         self.summary["updated"] = now()
         write_json(self.path / SUMMARY, self.summary)
 
+    def settle(self, **fields: Any) -> None:
+        """Add to `config.json` what is only known when training begins."""
+        self.config |= fields
+        write_json(self.path / CONFIG, self.config)
+
     def release(self) -> None:
         self.lock.release()
 
@@ -76,10 +81,10 @@ def create(path: Path, config: dict[str, Any], source: Path) -> RunDirectory:
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()):
         raise FileExistsError(f"{path} is not empty.")
-    directory = RunDirectory(path, config, _begun(config, path))
+    directory = RunDirectory(path, {"format": FORMAT, **config, "created": now()}, _begun(config, path))
     try:
         shutil.copyfile(source, path / SOURCE)
-        write_json(path / CONFIG, {"format": FORMAT, **config, "created": now()})
+        directory.settle()
         directory.update(status="running")
     except BaseException:
         directory.discard()

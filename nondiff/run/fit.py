@@ -43,6 +43,8 @@ class Result:
     """Why it ended."""
     history: list[Row]
     """The metrics of every `log_every`-th step and of the last; `step` counts from 1."""
+    chunks: tuple[int, ...] = ()
+    """How many members of each query existed at once; another number may change the last bits."""
 
 
 def fit(
@@ -112,7 +114,9 @@ def fit(
         reason = run.until_done(signals, unseen, stopped)
     last = run.rows[-1]["loss"] if run.rows else float("nan")
     params = trainer.params(stepper.state.trainer)
-    return Result(params, stepper.state, last, stepper.done, stepper.evaluations, run.seconds(), reason, run.rows)
+    return Result(
+        params, stepper.state, last, stepper.done, stepper.evaluations, run.seconds(), reason, run.rows, plan.chunks
+    )
 
 
 def _first_state(problem: AbstractProblem, trainer: AbstractTrainer, key: Any, state: Any) -> TrainState:
@@ -217,4 +221,5 @@ class _Run:
         row = self.rows[-1] if self.rows else {}
         where = (self.stepper.done, self.start, self.resumed, self.steps, self.log_every, self.seconds())
         memory = self.hooks.memory(self.stepper.source, self.stepper.done, self.steps)
-        return Moment(*where, row, logged, self.stepper.state, problem, trainer, memory)
+        chunks = self.stepper.plan.chunks
+        return Moment(*where, row, logged, self.stepper.state, problem, trainer, memory, chunks)

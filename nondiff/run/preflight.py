@@ -29,6 +29,8 @@ class Plan:
     """The step may overwrite its state. Not where it calls back into Python: an exception there would lose it."""
     metrics: PyTree
     """Shapes of a step's metrics, if it is compiled."""
+    chunks: tuple[int, ...]
+    """Members that exist at once, for each query; part of the experiment."""
 
 
 def preflight(
@@ -47,22 +49,31 @@ def preflight(
             "Python (`traceable` is False). Leave `evaluator` out, or use `Host()`."
         )
     ask = eqx.Partial(trainer.ask, state.trainer, key=keys(state)[1])
-    asked = queries(eqx.filter_eval_shape(ask) if trainer.traceable else ask())
+    question = eqx.filter_eval_shape(ask) if trainer.traceable else ask()
+    asked = queries(question)
     for query in asked:
         _check_gradient(problem, trainer, evaluator, query)
     if not problem.traceable:
-        return Plan(False, False, None)
+        return Plan(False, False, None, _chunks(problem, evaluator, question, batch))
     if batch is None:
         batch = eqx.filter_eval_shape(problem.batch, state.problem, key=keys(state)[0])
     for query in asked:
         _check_loss(problem, query, batch)
+    chunks = _chunks(problem, evaluator, question, batch)
     if not (trainer.traceable and evaluator.traceable):
-        return Plan(False, False, None)
+        return Plan(False, False, None, chunks)
     jaxpr, shapes, static = eqx.filter_make_jaxpr(step)(problem, trainer, evaluator, state, batch)
     new, metrics = eqx.combine(shapes, static)
     _check_stable(f"{type(trainer).__name__}.tell", state.trainer, new.trainer)
     _check_stable(f"{type(problem).__name__}.absorb", state.problem, new.problem)
-    return Plan(True, not any("callback" in primitive for primitive in _primitives(jaxpr.jaxpr)), metrics)
+    return Plan(True, not any("callback" in primitive for primitive in _primitives(jaxpr.jaxpr)), metrics, chunks)
+
+
+def _chunks(problem: Any, evaluator: AbstractEvaluator, query: PyTree, batch: Any) -> tuple[int, ...]:
+    dynamic, static = eqx.partition((problem, query, batch), _is_arrayish)
+    found: list[int] = []
+    jax.eval_shape(lambda dynamic: found.extend(evaluator.chunks(*eqx.combine(dynamic, static))), dynamic)
+    return tuple(found)
 
 
 def _check_gradient(problem: Any, trainer: Any, evaluator: Any, query: Query) -> None:

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from nondiff.run.callback import AbstractCallback, Json, Moment
@@ -23,6 +24,7 @@ class Record(AbstractCallback):
 
     def begin(self, moment: Moment) -> None:
         self._elapsed.begin(moment)
+        self._settle(list(moment.chunks))
         self._update(moment, status="running", steps=moment.steps, reason=None)
 
     def __call__(self, moment: Moment) -> None:
@@ -38,17 +40,33 @@ class Record(AbstractCallback):
     def set_state(self, state: Any) -> None:
         self._elapsed.set_state(state)
 
+    def _settle(self, chunks: list[int]) -> None:
+        """Keep how wide the evaluation is; on another kind of device, or by another version, it may be another one."""
+        kept = self.directory.config.get("chunks")
+        if kept is None:
+            self._write(lambda: self.directory.settle(chunks=chunks), "settings")
+        elif kept != chunks:
+            warnings.warn(
+                f"the run began with chunks of {kept} members and goes on with {chunks}: the last bits may differ. "
+                "Give the evaluator `chunk=` to keep them.",
+                stacklevel=2,
+            )
+
     def _update(self, moment: Moment, **fields: Any) -> None:
         self._updated = time.monotonic()
         loss = {"loss": strict(moment.row["loss"])} if moment.row else {}
+        seconds = self._elapsed.at(moment)
+        self._write(lambda: self.directory.update(step=moment.step, seconds=seconds, **loss, **fields), "summary")
+
+    def _write(self, write: Callable[[], None], what: str) -> None:
         try:
-            self.directory.update(step=moment.step, seconds=self._elapsed.at(moment), **loss, **fields)
+            write()
         except OSError as error:
             if self.strict:
                 raise SaveError(
-                    error.errno, f"{error.strerror}; the run's summary cannot be written", error.filename
+                    error.errno, f"{error.strerror}; the run's {what} cannot be written", error.filename
                 ) from error
-            warnings.warn(f"the run's summary was not written: {error}", stacklevel=2)
+            warnings.warn(f"the run's {what} was not written: {error}", stacklevel=2)
 
 
 def ended_by(error: BaseException) -> dict[str, str]:

@@ -48,8 +48,8 @@ class _Cloud(AbstractSampler):
 
     held: bool = eqx.field(static=True)
 
-    @property
-    def hoist(self) -> bool:
+    def hoist(self, shared: PyTree, each: PyTree) -> bool:
+        del shared, each
         return self.held
 
     def draw(self, shared: PyTree, each: PyTree) -> PyTree:
@@ -59,8 +59,8 @@ class _Cloud(AbstractSampler):
         del shared
         return drawn
 
-    def statistics(self, shared: PyTree, drawn: PyTree) -> PyTree:
-        return jtu.tree_map(lambda c, x: x - c, shared, drawn)
+    def sums(self, shared: PyTree, drawn: PyTree, weights: Array) -> PyTree:
+        return jtu.tree_map(lambda c, x: jnp.tensordot(weights, x - c, 1), shared, drawn)
 
 
 def _query(size: int, wants: Wants) -> Query:

@@ -1,5 +1,6 @@
 """How parameters move. One method, one file; nothing else in the library knows its name."""
 
+from nondiff.trainers.ars import ARS
 from nondiff.trainers.backprop import Backprop
 from nondiff.trainers.best import Best
 from nondiff.trainers.genetic import (
@@ -13,16 +14,22 @@ from nondiff.trainers.genetic import (
 )
 from nondiff.trainers.memetic import Memetic
 from nondiff.trainers.open_es import OpenES
+from nondiff.trainers.pgpe import PGPE
+from nondiff.trainers.snes import SNES
 from nondiff.trainers.split import Split
-from nondiff.trainers.weighting import CentredRanks, ZScore
+from nondiff.trainers.weighting import CentredRanks, LogRanks, ZScore
 
 __all__ = [
+    "ARS",
+    "PGPE",
+    "SNES",
     "AbstractCrossover",
     "AbstractSelection",
     "Backprop",
     "Best",
     "CentredRanks",
     "Genetic",
+    "LogRanks",
     "Memetic",
     "OnePointCrossover",
     "OpenES",

@@ -99,7 +99,10 @@ class _Each(eqx.Module):
 
 class _Children(AbstractSampler):
     crossover: AbstractCrossover | None
-    hoist: ClassVar[bool] = False
+
+    def hoist(self, shared: Any, each: Any) -> bool:
+        del shared, each
+        return False
 
     def draw(self, shared: _Shared, each: _Each) -> _Each:
         del shared

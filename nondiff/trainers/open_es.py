@@ -7,38 +7,19 @@ The gradient of the smoothed loss `E[f(x + sigma * e)]`, estimated from losses a
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 import optax
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
-from nondiff.core.population import Population
 from nondiff.core.problem import Params
 from nondiff.core.query import AbstractWeighting, Evaluation, Query
-from nondiff.core.trainer import (
-    AbstractTrainer,
-    Metrics,
-    Scheduled,
-    at,
-    check_count,
-    check_optimizer,
-    check_positive,
-    check_real,
-)
-from nondiff.core.tree import none_like
-from nondiff.trainers.gaussian import Gaussian, Shared, pairs
+from nondiff.core.trainer import AbstractTrainer, Metrics, Scheduled, at, check_optimizer, check_positive
+from nondiff.trainers.cloud import Centre, check_cloud, check_visible, question, same_width, start
+from nondiff.trainers.gaussian import Gaussian
 from nondiff.trainers.weighting import CentredRanks
 
 
-class _State(eqx.Module):
-    centre: Params  # encoded: on the scale of the domain on which steps are taken
-    optimizer: Any
-    domain: PyTree
-    step: Int[Array, ""]
-
-
-class OpenES(AbstractTrainer[_State]):
+class OpenES(AbstractTrainer[Centre]):
     """Samples a Gaussian cloud around a centre and moves the centre along the weighted sum of the noise.
 
     **Arguments:**
@@ -47,15 +28,22 @@ class OpenES(AbstractTrainer[_State]):
     - `sigma`: standard deviation of the noise, above 0, a float or an `optax.Schedule`, in units of the leaves
       (of their logarithms under `Real(log=True)`). No default: it depends on the problem's scale.
     - `population`: evaluations a step; even if antithetic. No default: noise falls with its square root.
-    - `weighting`: `CentredRanks()` (default: one setting serves losses of any scale) or `ZScore()`.
+    - `rank`: `None` (default): every coordinate has noise of its own. `rank=1` or more: the noise of a matrix is a
+      product of two thin ones, and a generation costs hardly more than running the model (EGGROLL, see
+      `nondiff/trainers/gaussian.py`). Any JAX model takes it as it is.
+    - `weighting`: `CentredRanks()` (default: one setting serves losses of any scale, and rank 1 needs it) or
+      `ZScore()`.
     - `antithetic`: evaluate pairs `x + sigma e`, `x - sigma e`, under the same key (default; it removes the even part
       of the noise).
+    - `compute_dtype`: of the members, for example `jnp.bfloat16`; their own by default. Centre and optimizer keep
+      the parameters' type. Cast the model's inputs as well, or JAX computes in the wider type.
 
     **Raises** `ValueError` for an odd antithetic population, one below 2, a `sigma` that is not above 0, and, when
-    training starts, for a leaf that is not a real number.
+    training starts, for a leaf that is not a real number; a `RuntimeError` that names the leaf where `sigma` is too
+    small to change a typical coordinate of it in its type.
 
-    Bounds are kept by moving a stray member to the nearest point inside. Memory: `chunk` members at a time, whatever
-    the population.
+    Bounds are kept by moving a stray member to the nearest point inside. Memory: one chunk of members at a time,
+    whatever the population.
 
     >>> import jax, jax.numpy as jnp, nondiff, optax
     >>> problem = nondiff.BlackBox(lambda x: jnp.sum(jnp.abs(x - 3.0)), jnp.zeros(2))
@@ -68,45 +56,35 @@ class OpenES(AbstractTrainer[_State]):
     optimizer: optax.GradientTransformation
     sigma: Scheduled = eqx.field(kw_only=True, static=True)
     population: int = eqx.field(kw_only=True, static=True)
+    rank: int | None = eqx.field(kw_only=True, static=True, default=None)
     weighting: AbstractWeighting = eqx.field(kw_only=True, default=CentredRanks())
     antithetic: bool = eqx.field(kw_only=True, static=True, default=True)
+    compute_dtype: Any = eqx.field(kw_only=True, static=True, default=None)
     traceable: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        check_count("OpenES", "population", self.population, least=2)
-        if self.antithetic and self.population % 2:
-            n = self.population
-            raise ValueError(
-                f"`OpenES(population={n})`: antithetic sampling needs an even population; "
-                f"use {n - 1} or {n + 1}, or `antithetic=False`."
-            )
+        check_cloud("OpenES", self.population, antithetic=self.antithetic, rank=self.rank, dtype=self.compute_dtype)
         check_positive("OpenES", "sigma", self.sigma)
         check_optimizer("OpenES", self.optimizer)
 
-    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
+    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> Centre:
         del key
-        check_real("OpenES", params, domain)
-        centre = jtu.tree_map(lambda x, d: d.encode(x), params, domain)
-        return _State(centre, self.optimizer.init(centre), domain, jnp.zeros((), jnp.int32))
+        centre = start("OpenES", params, domain, self.optimizer)
+        return check_visible("OpenES", centre, self.sigma, self.compute_dtype)
 
-    def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:
-        k_noise, k_evaluation = jr.split(key)
-        each = pairs(self.population, antithetic=self.antithetic)
-        shared = Shared(state.centre, at(self.sigma, state.step), k_noise, state.domain)
-        keys = jr.split(k_evaluation, self.population)[each.pair]  # the two of a pair share their evaluation's noise
-        population = Population(shared, each, Gaussian(self.antithetic))
-        return Query(population, none_like(state.centre), keys, weigh=self.weighting)
+    def ask(self, state: Centre, *, key: Key[Array, ""]) -> Query:
+        if self.compute_dtype is not None:  # what is learned may outgrow it
+            state = check_visible("OpenES", state, self.sigma, self.compute_dtype)
+        sampler = Gaussian(self.antithetic, self.rank, self.compute_dtype)
+        return question(state, same_width(state, self.sigma), sampler, self.population, self.weighting, key)
 
-    def tell(self, state: _State, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[_State, Metrics]:
-        del key
-        sigma = query.population.shared.sigma
+    def tell(self, state: Centre, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[Centre, Metrics]:
+        del query, key
+        sigma = at(self.sigma, state.step)
         # g = 1 / (n sigma) sum_i F_i e_i  (algorithm 1, line 6)
-        gradient = jtu.tree_map(lambda s: s / (self.population * sigma).astype(s.dtype), answer.sums)
-        updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.centre)
-        centre = optax.apply_updates(state.centre, updates)
-        centre = jtu.tree_map(lambda u, d: d.encode(d.decode(u)) if d.constrained else u, centre, state.domain)
+        gradient = jtu.tree_map(lambda e: e / (self.population * sigma).astype(e.dtype), answer.sums.first)
         metrics = {"gradient_norm": optax.tree.norm(gradient), "sigma": sigma}
-        return _State(centre, optimizer, state.domain, state.step + 1), metrics
+        return state.move(self.optimizer, gradient), metrics
 
-    def params(self, state: _State) -> Params:
-        return jtu.tree_map(lambda u, d: d.decode(u), state.centre, state.domain)
+    def params(self, state: Centre) -> Params:
+        return state.params()

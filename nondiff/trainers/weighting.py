@@ -23,8 +23,9 @@ class CentredRanks(AbstractWeighting):
         losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
         order = jnp.sort(losses)
         below, through = (jnp.searchsorted(order, losses, side=side) for side in ("left", "right"))
-        rank = (below + through - 1) / 2
-        return (rank / max(losses.size - 1, 1) - 0.5).astype(losses.dtype)
+        # Twice the mean rank less its middle: whole numbers, so that a flat loss gives 0 and not what rounding leaves,
+        # which would be a direction to an optimizer that divides by the gradient's size.
+        return ((below + through - losses.size) / (2 * max(losses.size - 1, 1))).astype(losses.dtype)
 
 
 class ZScore(AbstractWeighting):
@@ -41,4 +42,28 @@ class ZScore(AbstractWeighting):
         mean, std = jnp.mean(losses, where=ok), jnp.std(losses, where=ok)
         z = jnp.where(ok, (losses - mean) / jnp.where(std > 0, std, 1.0), -jnp.inf)
         worst = jnp.max(z)
-        return jnp.where(jnp.isfinite(worst), jnp.where(ok, z, worst), 0.0)
+        flat = jnp.max(losses, where=ok, initial=-jnp.inf) <= jnp.min(losses, where=ok, initial=jnp.inf)
+        return jnp.where(flat, 0.0, jnp.where(ok, z, worst))
+
+
+class LogRanks(AbstractWeighting):
+    """The utilities of natural evolution strategies: the better half counts, the best most; equal losses share.
+
+    `u = max(0, ln(n/2 + 1) - ln(rank))`, scaled to a sum of 1, less 1/n (Wierstra et al., 2014, section 3.1); here with
+    the sign that descends. Failures rank last, and a flat loss gives zero weights.
+
+    >>> LogRanks()(jnp.array([3.0, 1.0, jnp.nan, 2.0])).round(2)
+    Array([ 0.25, -0.48,  0.25, -0.02], dtype=float32)
+    """
+
+    def __call__(self, losses: Float[Array, " pop"]) -> Float[Array, " pop"]:
+        n = losses.size
+        losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
+        raw = jnp.maximum(0.0, jnp.log(n / 2 + 1) - jnp.log(jnp.arange(1, n + 1)))
+        better = jnp.concatenate(
+            [jnp.zeros(1), jnp.cumsum(raw / jnp.sum(raw))]
+        )  # the sum of the utilities before a rank
+        order = jnp.sort(losses)
+        below, through = (jnp.searchsorted(order, losses, side=side) for side in ("left", "right"))
+        ties = through - below
+        return jnp.where(ties == n, 0.0, 1 / n - (better[through] - better[below]) / ties).astype(losses.dtype)

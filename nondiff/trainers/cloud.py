@@ -1,0 +1,157 @@
+"""What all strategies with a Gaussian cloud have in common: its centre, the question about it, its width."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from nondiff.core.domain import Real
+from nondiff.core.population import Population
+from nondiff.core.problem import Params
+from nondiff.core.query import AbstractWeighting, Query
+from nondiff.core.trainer import Scheduled, at, check_count, check_positive, check_real
+from nondiff.core.tree import map_named, none_like
+from nondiff.trainers.gaussian import Factors, Gaussian, Shared, noise_shape, pairs
+
+
+class Centre(eqx.Module):
+    """The middle of the cloud, and the optimizer that moves it. On the scale on which steps are taken."""
+
+    point: Params
+    optimizer: Any
+    domain: PyTree
+    step: Int[Array, ""]
+
+    def move(self, optimizer: optax.GradientTransformation, gradient: Params) -> "Centre":
+        """One step downhill, kept inside the bounds."""
+        updates, memory = optimizer.update(gradient, self.optimizer, self.point)
+        point = optax.apply_updates(self.point, updates)
+        point = jtu.tree_map(lambda u, d: d.encode(d.decode(u)) if d.constrained else u, point, self.domain)
+        return Centre(point, memory, self.domain, self.step + 1)
+
+    def params(self) -> Params:
+        return jtu.tree_map(lambda u, d: d.decode(u), self.point, self.domain)
+
+
+def start(owner: str, params: Params, domain: PyTree, optimizer: optax.GradientTransformation) -> Centre:
+    """**Raises** `ValueError` for a leaf that is not a real number."""
+    check_real(owner, params, domain)
+    point = jtu.tree_map(lambda x, d: d.encode(x), params, domain)
+    return Centre(point, optimizer.init(point), domain, jnp.zeros((), jnp.int32))
+
+
+def question(
+    centre: Centre, sigma: PyTree, sampler: Gaussian, population: int, weighting: AbstractWeighting, key: Key[Array, ""]
+) -> Query:
+    """The losses of a cloud; the two of a pair share their evaluation's noise."""
+    k_noise, k_evaluation = jr.split(key)
+    each = pairs(population, antithetic=sampler.antithetic)
+    keys = jr.split(k_evaluation, population)[each.pair]
+    members = Population(Shared(centre.point, sigma, k_noise, centre.domain), each, sampler)
+    return Query(members, none_like(centre.point), keys, weigh=weighting)
+
+
+def same_width(centre: Centre, sigma: Scheduled) -> PyTree:
+    """One sigma for all leaves, at this step."""
+    now = at(sigma, centre.step)
+    return jtu.tree_map(lambda _: now, centre.point)
+
+
+def first_widths(centre: Centre, sigma: float, rank: int | None) -> PyTree:
+    """A sigma for every coordinate; where noise has low rank, for every row and column, to be multiplied."""
+
+    def one(x: Array) -> Array | Factors:
+        shape = noise_shape(x, rank)
+        if isinstance(shape, Factors):
+            rows, columns = shape
+            return Factors(jnp.full(rows.shape[:-1], sigma, x.dtype), jnp.ones(columns.shape[:-1], x.dtype))
+        return jnp.full(x.shape, sigma, x.dtype)
+
+    return jtu.tree_map(one, centre.point)
+
+
+def times_width(x: Array, sigma: Array | Factors) -> Array:
+    """A leaf's noise, or a weighted sum of it, in the leaf's own units."""
+    if not isinstance(sigma, Factors):
+        return sigma * x
+    rows, columns = sigma
+    return x * rows.reshape(*rows.shape, *[1] * columns.ndim) * columns
+
+
+def typical_width(sigma: PyTree) -> Float[Array, ""]:
+    """The geometric mean over all leaves, for the log."""
+    leaves = jtu.tree_leaves(sigma, is_leaf=lambda x: isinstance(x, Factors))
+    logs = [sum(jnp.mean(jnp.log(part)) for part in jtu.tree_leaves(leaf)) for leaf in leaves]
+    return jnp.exp(jnp.mean(jnp.stack(logs)))
+
+
+def check_visible(owner: str, centre: Centre, sigma: Scheduled, dtype: Any) -> Centre:
+    """The centre. Fails, with the leaf's name, where a typical coordinate plus sigma is that coordinate again."""
+    now = at(sigma, centre.step)
+
+    def one(name: str, x: Array, domain: Real) -> Array:
+        kind = dtype or x.dtype
+        size = jnp.sqrt(jnp.mean(x**2)) if x.size else jnp.zeros((), x.dtype)
+        if (
+            domain.log
+        ):  # a step of the logarithm is a factor, whatever the size; the logarithm itself has the centre's type
+            own = float(jnp.finfo(x.dtype).eps) / float(jnp.finfo(kind).eps)
+            size = jnp.maximum(1.0, own * size)
+        return eqx.error_if(
+            x,
+            now < 0.5 * float(jnp.finfo(kind).eps) * size,
+            f"`{owner}(sigma)` is below what {jnp.dtype(kind)} can add to `{name}` at its size: members would equal "
+            "the centre. Use a larger sigma, smaller parameters, or more bits in `compute_dtype`.",
+        )
+
+    return eqx.tree_at(lambda c: c.point, centre, map_named(one, centre.point, centre.domain))
+
+
+def check_cloud(owner: str, population: int, *, antithetic: bool | None, rank: int | None, dtype: Any) -> None:
+    """**Raises** `ValueError` for what no cloud can be. `antithetic` is `None` where it is no choice, but a must."""
+    check_count(owner, "population", population, least=2)
+    if population % 2 and antithetic is not False:
+        n, way = population, "." if antithetic is None else ", or `antithetic=False`."
+        raise ValueError(
+            f"`{owner}(population={n})`: antithetic sampling needs an even population; use {n - 1} or {n + 1}{way}"
+        )
+    if rank is not None:
+        check_count(owner, "rank", rank)
+    if dtype is not None and not (_is_dtype(dtype) and jnp.issubdtype(dtype, jnp.floating)):
+        raise ValueError(f"`{owner}(compute_dtype={dtype!r})`: expected a float type, for example `jnp.bfloat16`.")
+
+
+def check_first_sigma(owner: str, sigma: Any, sigma_rate: Any) -> None:
+    """**Raises** `ValueError` for what a strategy that adapts its sigma cannot begin with."""
+    if callable(sigma):
+        raise ValueError(f"`{owner}(sigma)` adapts by itself; give its first value, a number, not a schedule.")
+    check_positive(owner, "sigma", sigma)
+    if isinstance(sigma_rate, bool) or not isinstance(sigma_rate, int | float) or not 0 <= sigma_rate < math.inf:
+        raise ValueError(f"`{owner}(sigma_rate={sigma_rate!r})`: expected a number of at least 0, for example 0.05.")
+
+
+def _is_dtype(x: Any) -> bool:
+    try:
+        jnp.dtype(x)
+    except TypeError:
+        return False
+    return True
+
+
+def adapted(sigma: PyTree, second: PyTree, rate: Any, most: float = math.inf) -> PyTree:
+    """Sigmas after a step of their logarithms down the second sums (`gaussian.Sums`), no longer than `most`."""
+
+    def one(s: Array, q: Array) -> Array:
+        return s * jnp.exp(jnp.clip(-rate * q, -most, most)).astype(s.dtype)
+
+    return jtu.tree_map(one, sigma, second)
+
+
+def size(tree: PyTree) -> int:
+    """How many numbers a tree has."""
+    return sum(math.prod(x.shape) for x in jtu.tree_leaves(tree))
