@@ -38,3 +38,20 @@ def test_command() -> None:
     commands = {row["command"] for row in found["rows"]}
     assert {"nondiff --help", "nondiff list", "nondiff show", "python -c 'import jax'"} <= commands
     assert all(row["cpu_seconds"] > 0 and row["wall_seconds"] > 0 for row in found["rows"])
+
+
+def test_es_limit() -> None:
+    """Two chunks of 8 members and a row for each kind of noise; the processes of the rows are real."""
+    small = ("--cells=10k/16/8", "--runs=1", "--seconds=0")
+    found = bench("es_limit.py", *small, "--libraries=nondiff", "--trainers=open_es")
+    assert [row["rank"] for row in found["rows"]] == [1, None]
+    for row in found["rows"]:
+        assert (row["params"], row["population"], row["batch"], row["chunk"]) == (9610, 16, 8, 8)
+        assert row["ratio_wall"] > 0 and row["ratio_cpu"] > 0 and row["peak_mb"] > 0
+
+
+def test_es_quality() -> None:
+    small = ("--splits=1", "--generations=2", "--population=4")
+    found = bench("es_quality.py", *small, "--libraries=nondiff", "--trainers=open_es")
+    assert [row["rank"] for row in found["rows"]] == [None, 1, 4]
+    assert all(row["evaluations"] == 8 and len(row["train_losses"]) == 1 for row in found["rows"])
