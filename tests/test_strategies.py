@@ -46,6 +46,7 @@ def rough(p: Any, xp: Any = jnp) -> Any:
 
 
 ROUGH = BlackBox(rough, START)
+QUADRATIC = BlackBox(lambda x: jnp.sum(SCALE["m"] * x**2), START["m"])
 
 
 class Raw(nd.AbstractWeighting):
@@ -237,10 +238,6 @@ def ars_weights(losses: list[float], elites: float) -> np.ndarray:
     state = eqx.filter_eval_shape(lambda: first(QUADRATIC, trainer).trainer)
     query = eqx.filter_eval_shape(lambda state: trainer.ask(state, key=jr.key(1)), state)
     return np.asarray(jax.jit(query.weigh)(jnp.asarray(losses, jnp.float32)))
-
-
-MATRIX = jnp.asarray(START["m"])
-QUADRATIC = BlackBox(lambda x: jnp.sum(SCALE["m"] * x**2), MATRIX)
 
 
 def test_ars_uses_the_best_pairs_by_their_better_half() -> None:
@@ -495,18 +492,22 @@ def test_members_in_bfloat16_learn_nearly_as_well() -> None:
         guess = jnp.tanh(jnp.asarray(x, dtype) @ p["m"]) @ p["v"] + p["s"]
         return jnp.mean((guess.astype(jnp.float32) - y) ** 2)
 
-    def fitted(rank: int | None, dtype: Any, steps: int = 150) -> float:
+    def parts(rank: int | None, dtype: Any) -> tuple[Any, Any]:
         optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 150))
         trainer = nd.OpenES(optimizer, sigma=0.1, population=32, rank=rank, compute_dtype=dtype)
-        problem = BlackBox(lambda p: loss(p, dtype or jnp.float32), start, traceable=True)
-        result = nd.fit(problem, trainer, steps=steps, key=jr.key(0))
+        return BlackBox(lambda p: loss(p, dtype or jnp.float32), start, traceable=True), trainer
+
+    last = {}
+    for dtype in (None, jnp.bfloat16):
+        result = nd.fit(*parts(1, dtype), steps=150, key=jr.key(0))
         floats = [leaf for leaf in jtu.tree_leaves((result.params, result.state.trainer)) if leaf.dtype != jnp.int32]
         assert {leaf.dtype for leaf in floats} == {jnp.dtype(jnp.float32)}
-        return float(loss(result.params))
-
-    begin, usual = fitted(None, jnp.bfloat16, 0), fitted(1, None)
-    assert usual < 0.05 * begin
-    assert fitted(1, jnp.bfloat16) < 1.5 * usual + 0.01 * begin
+        last[dtype] = float(loss(result.params))
+    begin = float(loss(start))
+    assert last[None] < 0.05 * begin
+    assert last[jnp.bfloat16] < 1.5 * last[None] + 0.01 * begin
+    problem, trainer = parts(None, jnp.bfloat16)  # in full, it is enough that the loss sees the type
+    eqx.filter_eval_shape(lambda: nd.step(problem, trainer, nd.Vmap(4), first(problem, trainer)))
 
 
 # Sigmas that add nothing
@@ -641,6 +642,12 @@ def es(population: int, rank: int | None = 1, **options: Any) -> nd.AbstractTrai
     return nd.OpenES(SGD, sigma=0.1, population=population, rank=rank, **options)
 
 
+@pytest.fixture
+def as_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(chunking.LARGEST, jax.default_backend(), chunking.LARGEST["cpu"])
+
+
+@pytest.mark.usefixtures("as_on_cpu")
 def test_default_chunks_of_networks() -> None:
     small, large = network(64, 128, 10)[0], network(64, 960, 960, 10)[0]
     assert chunks(small, es(256), 128) == [64]
@@ -649,6 +656,7 @@ def test_default_chunks_of_networks() -> None:
     assert chunks(large, es(256, None), 128) == [2]  # one member's noise has 4 MB
 
 
+@pytest.mark.usefixtures("as_on_cpu")
 def test_chunks_shrink_with_the_batch_and_are_even_and_at_most_half() -> None:
     problem = network(16, 64, 4)[0]
     for population in (16, 18, 100):
@@ -776,9 +784,8 @@ def test_snes_narrows_along_the_steep_coordinate() -> None:
     scale = jnp.array([1.0, 30.0])
     problem = BlackBox(lambda x: jnp.sum((scale * x) ** 2), jnp.ones(2))
     for seed in range(2):
-        wide, narrow = nd.fit(
-            problem, nd.SNES(sigma=1.0, population=16), steps=60, key=jr.key(seed)
-        ).state.trainer.sigma
+        result = nd.fit(problem, nd.SNES(sigma=1.0, population=16), steps=60, key=jr.key(seed))
+        wide, narrow = result.state.trainer.sigma
         assert wide > 5 * narrow
 
 
@@ -821,3 +828,21 @@ def test_steps_map_over_seeds() -> None:
     alone = jax.jit(moved)
     np.testing.assert_allclose(together, [alone(state) for state in states], rtol=1e-4, atol=1e-5)
     assert len(np.unique(np.asarray(together), axis=0)) == 3
+
+
+def test_members_in_fewer_bits_keep_their_bounds() -> None:
+    """The nearest bfloat16 to 0.3 lies beyond it."""
+    problem = BlackBox(
+        lambda x: jnp.sum(jnp.sqrt(0.3 - x.astype(jnp.float32))), jnp.full(5, 0.29), domain=Real(-0.3, 0.3)
+    )
+    trainer = nd.OpenES(SGD, sigma=0.2, population=16, compute_dtype=jnp.bfloat16)
+    query = trainer.ask(nd.init(problem, trainer, key=jr.key(0)).trainer, key=jr.key(1))
+    members = np.asarray(query.population.take(jnp.arange(16)), np.float32)
+    assert members.max() == np.float32(jnp.nextafter(jnp.bfloat16(0.3), jnp.bfloat16(0))) and members.min() >= -0.3
+    assert nd.fit(problem, trainer, steps=1, key=jr.key(0)).history[-1]["failed"] == 0
+
+
+def test_an_empty_leaf_does_not_count_in_the_width() -> None:
+    problem = BlackBox(lambda p: jnp.sum(p["v"] ** 2), {"v": jnp.ones(3), "none": jnp.zeros((0, 2))})
+    row = nd.fit(problem, nd.PGPE(SGD, sigma=0.25, population=4, sigma_rate=0), steps=1, key=jr.key(0)).history[-1]
+    np.testing.assert_allclose(row["sigma"], 0.25, rtol=1e-6)

@@ -63,7 +63,7 @@ class ARS(AbstractTrainer[Centre]):
     optimizer: optax.GradientTransformation
     sigma: Scheduled = eqx.field(kw_only=True, static=True)
     population: int = eqx.field(kw_only=True, static=True)
-    elites: float = eqx.field(kw_only=True, static=True, default=0.5)
+    elites: int | float = eqx.field(kw_only=True, static=True, default=0.5)
     rank: int | None = eqx.field(kw_only=True, static=True, default=None)
     compute_dtype: Any = eqx.field(kw_only=True, static=True, default=None)
     traceable: ClassVar[bool] = True

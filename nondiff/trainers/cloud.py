@@ -85,9 +85,9 @@ def times_width(x: Array, sigma: Array | Factors) -> Array:
 
 def typical_width(sigma: PyTree) -> Float[Array, ""]:
     """The geometric mean over all leaves, for the log."""
-    leaves = jtu.tree_leaves(sigma, is_leaf=lambda x: isinstance(x, Factors))
+    leaves = [leaf for leaf in jtu.tree_leaves(sigma, is_leaf=lambda x: isinstance(x, Factors)) if size(leaf)]
     logs = [sum(jnp.mean(jnp.log(part)) for part in jtu.tree_leaves(leaf)) for leaf in leaves]
-    return jnp.exp(jnp.mean(jnp.stack(logs)))
+    return jnp.exp(jnp.mean(jnp.stack(logs))) if logs else jnp.zeros(())
 
 
 def check_visible(owner: str, centre: Centre, sigma: Scheduled, dtype: Any) -> Centre:
@@ -97,9 +97,8 @@ def check_visible(owner: str, centre: Centre, sigma: Scheduled, dtype: Any) -> C
     def one(name: str, x: Array, domain: Real) -> Array:
         kind = dtype or x.dtype
         size = jnp.sqrt(jnp.mean(x**2)) if x.size else jnp.zeros((), x.dtype)
-        if (
-            domain.log
-        ):  # a step of the logarithm is a factor, whatever the size; the logarithm itself has the centre's type
+        # A step of a logarithm is a factor, whatever the size; the logarithm itself has the centre's type.
+        if domain.log:
             own = float(jnp.finfo(x.dtype).eps) / float(jnp.finfo(kind).eps)
             size = jnp.maximum(1.0, own * size)
         return eqx.error_if(

@@ -136,7 +136,14 @@ class Gaussian(AbstractSampler):
     def _dense(self, x: Array, e: Array | Factors, d: Real) -> Array:
         if isinstance(e, Factors):
             e = factors(*e, *_axes(x, e))
-        return d.decode(x + e).astype(self.dtype or x.dtype)
+        exact = d.decode(x + e)
+        member = exact.astype(self.dtype or x.dtype)
+        if member.dtype == exact.dtype or not d.constrained:
+            return member
+        rounded = member.astype(exact.dtype)  # perhaps beyond a bound, which is no number of the shorter type
+        inside = d.clip(rounded)
+        back = jnp.where(rounded > inside, -jnp.inf, jnp.inf).astype(member.dtype)
+        return jnp.where(rounded == inside, member, jnp.nextafter(member, back))
 
     def _noise(self, key: Key[Array, ""], centre: Params) -> PyTree:
         """Standard normals, in one flat draw: a call of the generator costs more than a small leaf."""

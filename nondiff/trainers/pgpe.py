@@ -39,7 +39,7 @@ class PGPE(AbstractTrainer[_State]):
       others, averaged over the pairs (default 0.05; 0 keeps sigma). Between 0.03 and 0.1 it hardly mattered on a small
       network; 0.3 was worse.
     - `rank`: `None` (default): a sigma for every coordinate. `rank=1` or more: noise of low rank, as in `OpenES`, and
-      a sigma for every row and every column of a matrix, which are multiplied.
+      a sigma for every row and every column of a matrix, which are multiplied; these move slower by the root of r.
     - `weighting`, `compute_dtype`: as in `OpenES`.
 
     **Raises** `ValueError` for an odd population, one below 2, a `sigma` that is not above 0 or a schedule, a negative
@@ -54,9 +54,9 @@ class PGPE(AbstractTrainer[_State]):
     """
 
     optimizer: optax.GradientTransformation
-    sigma: float = eqx.field(kw_only=True, static=True)
+    sigma: int | float = eqx.field(kw_only=True, static=True)
     population: int = eqx.field(kw_only=True, static=True)
-    sigma_rate: float = eqx.field(kw_only=True, static=True, default=0.05)
+    sigma_rate: int | float = eqx.field(kw_only=True, static=True, default=0.05)
     rank: int | None = eqx.field(kw_only=True, static=True, default=None)
     weighting: AbstractWeighting = eqx.field(kw_only=True, default=CentredRanks())
     compute_dtype: Any = eqx.field(kw_only=True, static=True, default=None)

@@ -55,9 +55,9 @@ class SNES(AbstractTrainer[_State]):
     """
 
     optimizer: optax.GradientTransformation = optax.sgd(1.0)
-    sigma: float = eqx.field(kw_only=True, static=True)
+    sigma: int | float = eqx.field(kw_only=True, static=True)
     population: int = eqx.field(kw_only=True, static=True)
-    sigma_rate: float | None = eqx.field(kw_only=True, static=True, default=None)
+    sigma_rate: int | float | None = eqx.field(kw_only=True, static=True, default=None)
     rank: int | None = eqx.field(kw_only=True, static=True, default=None)
     weighting: AbstractWeighting = eqx.field(kw_only=True, default=LogRanks())
     antithetic: bool = eqx.field(kw_only=True, static=True, default=True)
