@@ -474,3 +474,14 @@ def test_factors_at_any_axes() -> None:
     a, b = arrays((3, 5, RANK), (4, 2, RANK))
     np.testing.assert_allclose(factors(a, b, (2, 0), (1, 3)), jnp.einsum("caz,bdz->abcd", a, b), rtol=1e-5)
     assert halves((3, 3, 32, 64)) == 3 and halves((5, 7)) == 1
+
+
+@pytest.mark.parametrize("start", [-11, -3, 0, 7, 12])
+def test_a_dynamic_slice_out_of_bounds_is_clamped_as_in_jax(start: int) -> None:
+    w = perturbed(arrays((10, 2))[0])
+    for wrap in (True, False):
+
+        def part(w: Any, i: Any, wrap: bool = wrap) -> Any:
+            return jax.lax.dynamic_slice(w, (i, 0), (2, 2), allow_negative_indices=wrap)
+
+        np.testing.assert_allclose(interpret(part, w, jnp.int32(start)), part(w.dense(), jnp.int32(start)), rtol=1e-5)

@@ -846,3 +846,13 @@ def test_an_empty_leaf_does_not_count_in_the_width() -> None:
     problem = BlackBox(lambda p: jnp.sum(p["v"] ** 2), {"v": jnp.ones(3), "none": jnp.zeros((0, 2))})
     row = nd.fit(problem, nd.PGPE(SGD, sigma=0.25, population=4, sigma_rate=0), steps=1, key=jr.key(0)).history[-1]
     np.testing.assert_allclose(row["sigma"], 0.25, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_the_chunk_that_is_said_gives_the_bits_of_the_default(rank: int | None) -> None:
+    problem, start = network(16, 96, 96, 10)[0], es(64, rank)
+    usual = nd.fit(problem, start, steps=2, key=jr.key(0))
+    (said,) = usual.chunks
+    again = nd.fit(problem, start, steps=2, key=jr.key(0), evaluator=nd.Vmap(chunk=said))
+    for a, b in zip(jtu.tree_leaves(usual.params), jtu.tree_leaves(again.params), strict=True):
+        np.testing.assert_array_equal(a, b)

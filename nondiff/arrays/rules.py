@@ -150,7 +150,8 @@ def _dynamic_slice(x: Operand, *starts: Operand, slice_sizes: Any) -> LowRank | 
     def cut(part: Array, axes: Sequence[int]) -> Array:
         begin = [*(starts[i] for i in axes), *[0] * (part.ndim - len(axes))]
         size = [*(slice_sizes[i] for i in axes), *part.shape[len(axes) :]]
-        return jax.lax.dynamic_slice(part, begin, size)
+        # The starts have been counted from the front already; what is still negative is out of bounds, and clamped.
+        return jax.lax.dynamic_slice(part, begin, size, allow_negative_indices=False)
 
     return dataclasses.replace(x, base=cut(x.base, range(x.ndim)), a=cut(x.a, x.rows), b=cut(x.b, x.columns))
 

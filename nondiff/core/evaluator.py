@@ -89,7 +89,7 @@ def sweep(problem: AbstractProblem, query: Query, batch: Batch, *, chunk: int | 
 
 def chunk_of(problem: AbstractProblem, query: Query, batch: Batch) -> int:
     """The chunk of `sweep` where none is given: a function of shapes and platform."""
-    population = query.population
+    population = query.population.hoisted()
 
     def one(each: PyTree, key: Key[Array, ""]) -> Any:
         return measure(problem, query, batch, population.sampler.draw(population.shared, each), key)

@@ -1,7 +1,7 @@
 """The folder of a run: what was asked for, how it stands, and who works in it. Without JAX, so that listing is quick.
 
 runs/<experiment>/<id>/
-    config.json     settings, seed, command line, versions, git commit, chunks; written once, before the first step
+    config.json     settings, seed, command line, versions, git commit; chunks, once training begins
     experiment.py   the experiment's file as it was
     summary.json    how the run stands, replaced in one go
     metrics.jsonl   the rows of its log
