@@ -856,3 +856,23 @@ def test_the_chunk_that_is_said_gives_the_bits_of_the_default(rank: int | None) 
     again = nd.fit(problem, start, steps=2, key=jr.key(0), evaluator=nd.Vmap(chunk=said))
     for a, b in zip(jtu.tree_leaves(usual.params), jtu.tree_leaves(again.params), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_sigmas_of_parameters_in_bfloat16_are_not_rounded_away() -> None:
+    problem = BlackBox(lambda x: jnp.sum(x.astype(jnp.float32)), jnp.zeros(50, jnp.bfloat16))
+    for trainer in (nd.SNES(SGD, sigma=0.1, population=8), nd.PGPE(SGD, sigma=0.1, population=8)):
+        state = nd.fit(problem, trainer, steps=2, key=jr.key(0)).state.trainer
+        assert state.sigma.dtype == jnp.float32 and trainer.params(state).dtype == jnp.bfloat16
+
+
+def test_best_keeps_the_type_of_the_parameters() -> None:
+    problem = BlackBox(lambda x: jnp.sum(x**2), jnp.ones(3, jnp.bfloat16), traceable=True)
+    inner = nd.OpenES(SGD, sigma=0.1, population=4, compute_dtype=jnp.float32)
+    assert nd.fit(problem, nd.Best(inner), steps=1, key=jr.key(0)).params.dtype == jnp.bfloat16
+    with pytest.raises(RuntimeError, match="below what bfloat16 can add"):  # the centre's type is the coarser one
+        nd.init(problem, nd.OpenES(SGD, sigma=1e-3, population=4, compute_dtype=jnp.float32), key=jr.key(0))
+
+
+def test_normals_of_another_generator_are_its_own() -> None:
+    key = jr.key(0, impl="rbg")
+    np.testing.assert_array_equal(normals(key, 9), jr.normal(key, (9,), jnp.float32))

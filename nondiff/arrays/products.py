@@ -102,6 +102,8 @@ def _gather(table: Operand, indices: Operand, *, dimension_numbers: Any, slice_s
             collapsed_slice_dims=tuple(sorted(axes.index(i) for i in numbers.collapsed_slice_dims if i in axes)),
             start_index_map=tuple(axes.index(numbers.start_index_map[k]) for k in own),
         )
+        if len(own) < len(numbers.start_index_map):  # what is promised of pairs need not hold for one of the two
+            how.update(indices_are_sorted=False, unique_indices=False)
         sizes = (*(slice_sizes[i] for i in axes), factor.shape[-1])
         starts = indices[..., jnp.array(own)]
         return lax.gather_p.bind(factor, starts, dimension_numbers=here, slice_sizes=sizes, **how), [*batch, *labels]

@@ -60,7 +60,9 @@ class Best(AbstractTrainer[_State]):
             member = jtu.tree_map(lambda x: x[0], q.population.take(i[None]))
             everything = eqx.combine(member, q.others)
             # Leaves of trainers outside of me are not mine to keep.
-            member = jtu.tree_map(lambda x, new: None if x is None else new, best, everything, is_leaf=is_none)
+            member = jtu.tree_map(
+                lambda x, new: None if x is None else new.astype(x.dtype), best, everything, is_leaf=is_none
+            )
             better = a.ranked[i] < loss
             best, loss = select(better, member, best), jnp.where(better, a.ranked[i].astype(loss.dtype), loss)
         inner, metrics = self.inner.tell(state.inner, query, answer, key=key)

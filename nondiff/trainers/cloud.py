@@ -66,11 +66,11 @@ def first_widths(centre: Centre, sigma: float, rank: int | None) -> PyTree:
     """A sigma for every coordinate; where noise has low rank, for every row and column, to be multiplied."""
 
     def one(x: Array) -> Array | Factors:
-        shape = noise_shape(x, rank)
+        shape, kind = noise_shape(x, rank), jnp.promote_types(x.dtype, jnp.float32)  # rounding must not shrink it
         if isinstance(shape, Factors):
             rows, columns = shape
-            return Factors(jnp.full(rows.shape[:-1], sigma, x.dtype), jnp.ones(columns.shape[:-1], x.dtype))
-        return jnp.full(x.shape, sigma, x.dtype)
+            return Factors(jnp.full(rows.shape[:-1], sigma, kind), jnp.ones(columns.shape[:-1], kind))
+        return jnp.full(x.shape, sigma, kind)
 
     return jtu.tree_map(one, centre.point)
 
@@ -78,9 +78,9 @@ def first_widths(centre: Centre, sigma: float, rank: int | None) -> PyTree:
 def times_width(x: Array, sigma: Array | Factors) -> Array:
     """A leaf's noise, or a weighted sum of it, in the leaf's own units."""
     if not isinstance(sigma, Factors):
-        return sigma * x
+        return (sigma * x).astype(x.dtype)
     rows, columns = sigma
-    return x * rows.reshape(*rows.shape, *[1] * columns.ndim) * columns
+    return (x * rows.reshape(*rows.shape, *[1] * columns.ndim) * columns).astype(x.dtype)
 
 
 def typical_width(sigma: PyTree) -> Float[Array, ""]:
@@ -95,7 +95,7 @@ def check_visible(owner: str, centre: Centre, sigma: Scheduled, dtype: Any) -> C
     now = at(sigma, centre.step)
 
     def one(name: str, x: Array, domain: Real) -> Array:
-        kind = dtype or x.dtype
+        kind = max(dtype or x.dtype, x.dtype, key=lambda kind: float(jnp.finfo(kind).eps))  # the coarser one
         size = jnp.sqrt(jnp.mean(x**2)) if x.size else jnp.zeros((), x.dtype)
         # A step of a logarithm is a factor, whatever the size; the logarithm itself has the centre's type.
         if domain.log:
