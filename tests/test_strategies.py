@@ -349,14 +349,10 @@ def test_a_member_is_the_same_by_its_factors_and_multiplied_out() -> None:
 
 def test_the_host_compiles_no_chunk_anew() -> None:
     problem = BlackBox(lambda x: float(np.sum(x**2)), np.ones(3))
-    compiled = {}
-    for n in (8, 16):
-        population = nd.Population(None, jnp.ones((n, 3)), nd.Points())
-        query = nd.Query(population, None, jr.split(jr.key(0), n))
-        with nd.testing.count_compilations() as found:
-            nd.Host(4).evaluate(problem, query, ())
-        compiled[n] = len(found)
-    assert compiled[16] <= compiled[8]
+    query = nd.Query(nd.Population(None, jnp.ones((64, 3)), nd.Points()), None, jr.split(jr.key(0), 64))
+    with nd.testing.count_compilations() as compiled:
+        nd.Host(4).evaluate(problem, query, ())
+    assert len(compiled) < 8  # for 16 chunks
 
 
 # Right on average
