@@ -535,7 +535,8 @@ def test_a_sigma_below_what_floats_resolve_is_refused(name: str) -> None:
 def test_a_sigma_that_floats_resolve_is_accepted() -> None:
     zeros = jtu.tree_map(jnp.zeros_like, ONES)
     for start, sigma, dtype in ((ONES, 1e-2, jnp.bfloat16), (ONES, 1e-3, None), (zeros, 1e-30, jnp.bfloat16)):
-        nd.init(BlackBox(summed, start), SMALL["PGPE"](sigma, dtype), key=jr.key(0))
+        state = nd.init(BlackBox(summed, start), SMALL["PGPE"](sigma, dtype), key=jr.key(0)).trainer
+        assert all(bool(jnp.all(s == jnp.float32(sigma))) for s in jtu.tree_leaves(state.sigma))
 
 
 @pytest.mark.parametrize("name", ["OpenES", "ARS"])
@@ -612,10 +613,14 @@ def test_integer_leaves_are_refused(name: str) -> None:
 @pytest.mark.usefixtures("unchecked")
 def test_least_settings_are_accepted() -> None:
     for name in ALL:
-        build(name, population=2, rank=1, compute_dtype="bfloat16", sigma=1)
-    build("ARS", elites=1)
-    build("PGPE", sigma_rate=0)
-    build("SNES", population=3, antithetic=False)
+        least: Any = build(name, population=2, rank=1, compute_dtype="bfloat16", sigma=1)
+        assert (least.population, least.rank, least.sigma) == (2, 1, 1)
+    all_pairs, fixed, single = (
+        build("ARS", elites=1),
+        build("PGPE", sigma_rate=0),
+        build("SNES", population=3, antithetic=False),
+    )
+    assert (all_pairs.elites, fixed.sigma_rate, single.antithetic) == (1, 0, False)  # pyright: ignore
 
 
 # Chunks

@@ -4,7 +4,7 @@ Every weighting ranks a failed member with the worst, and gives a constant loss 
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nondiff.core.query import AbstractWeighting
 
@@ -20,9 +20,7 @@ class CentredRanks(AbstractWeighting):
     """
 
     def __call__(self, losses: Float[Array, " pop"]) -> Float[Array, " pop"]:
-        losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
-        order = jnp.sort(losses)
-        below, through = (jnp.searchsorted(order, losses, side=side) for side in ("left", "right"))
+        below, through = _places(losses)
         # Twice the mean rank less its middle: whole numbers, so that a flat loss gives 0 and not what rounding leaves,
         # which would be a direction to an optimizer that divides by the gradient's size.
         return ((below + through - losses.size) / (2 * max(losses.size - 1, 1))).astype(losses.dtype)
@@ -58,12 +56,17 @@ class LogRanks(AbstractWeighting):
 
     def __call__(self, losses: Float[Array, " pop"]) -> Float[Array, " pop"]:
         n = losses.size
-        losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
         raw = jnp.maximum(0.0, jnp.log(n / 2 + 1) - jnp.log(jnp.arange(1, n + 1)))
         better = jnp.concatenate(
             [jnp.zeros(1), jnp.cumsum(raw / jnp.sum(raw))]
         )  # the sum of the utilities before a rank
-        order = jnp.sort(losses)
-        below, through = (jnp.searchsorted(order, losses, side=side) for side in ("left", "right"))
+        below, through = _places(losses)
         ties = through - below
         return jnp.where(ties == n, 0.0, 1 / n - (better[through] - better[below]) / ties).astype(losses.dtype)
+
+
+def _places(losses: Float[Array, " pop"]) -> tuple[Int[Array, " pop"], Int[Array, " pop"]]:
+    """For each loss how many are lower, and how many are not higher; failures are the highest."""
+    losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
+    order = jnp.sort(losses)
+    return jnp.searchsorted(order, losses, side="left"), jnp.searchsorted(order, losses, side="right")
