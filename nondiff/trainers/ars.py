@@ -77,7 +77,7 @@ class ARS(AbstractTrainer[Centre]):
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> Centre:
         del key
-        return check_visible("ARS", start("ARS", params, domain, self.optimizer), self.sigma, self.compute_dtype)
+        return start("ARS", params, domain, self)
 
     def ask(self, state: Centre, *, key: Key[Array, ""]) -> Query:
         if self.compute_dtype is not None:

@@ -38,11 +38,15 @@ class Centre(eqx.Module):
         return jtu.tree_map(lambda u, d: d.decode(u), self.point, self.domain)
 
 
-def start(owner: str, params: Params, domain: PyTree, optimizer: optax.GradientTransformation) -> Centre:
-    """**Raises** `ValueError` for a leaf that is not a real number."""
+def start(owner: str, params: Params, domain: PyTree, trainer: Any) -> Centre:
+    """The first centre of a trainer with `optimizer`, `sigma` and `compute_dtype`.
+
+    **Raises** `ValueError` for a leaf that is not a real number, and what `check_visible` does.
+    """
     check_real(owner, params, domain)
     point = jtu.tree_map(lambda x, d: d.encode(x), params, domain)
-    return Centre(point, optimizer.init(point), domain, jnp.zeros((), jnp.int32))
+    centre = Centre(point, trainer.optimizer.init(point), domain, jnp.zeros((), jnp.int32))
+    return check_visible(owner, centre, trainer.sigma, trainer.compute_dtype)
 
 
 def question(

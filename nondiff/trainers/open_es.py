@@ -69,8 +69,7 @@ class OpenES(AbstractTrainer[Centre]):
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> Centre:
         del key
-        centre = start("OpenES", params, domain, self.optimizer)
-        return check_visible("OpenES", centre, self.sigma, self.compute_dtype)
+        return start("OpenES", params, domain, self)
 
     def ask(self, state: Centre, *, key: Key[Array, ""]) -> Query:
         if self.compute_dtype is not None:  # what is learned may outgrow it

@@ -69,8 +69,7 @@ class PGPE(AbstractTrainer[_State]):
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
         del key
-        centre = cloud.start("PGPE", params, domain, self.optimizer)
-        centre = cloud.check_visible("PGPE", centre, self.sigma, self.compute_dtype)
+        centre = cloud.start("PGPE", params, domain, self)
         return _State(centre, cloud.first_widths(centre, self.sigma, self.rank))
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:

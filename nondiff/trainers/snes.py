@@ -72,8 +72,7 @@ class SNES(AbstractTrainer[_State]):
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
         del key
-        centre = cloud.start("SNES", params, domain, self.optimizer)
-        centre = cloud.check_visible("SNES", centre, self.sigma, self.compute_dtype)
+        centre = cloud.start("SNES", params, domain, self)
         return _State(centre, cloud.first_widths(centre, self.sigma, self.rank))
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:
