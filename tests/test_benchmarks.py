@@ -50,6 +50,13 @@ def test_es_limit() -> None:
         assert row["ratio_wall"] > 0 and row["ratio_cpu"] > 0 and row["peak_mb"] > 0
 
 
+def test_es_limit_of_all_chunks() -> None:
+    small = ("--cells=10k/16/8", "--runs=1", "--seconds=0", "--chunks")
+    rows = bench("es_limit.py", *small, "--trainers=open_es", "--ranks=1")["rows"]
+    assert [(row["chunk"], row["default_chunk"]) for row in rows] == [(8, True), *((2**i, False) for i in range(4))]
+    assert len({row["limit_seconds"] for row in rows}) == 1, "in one process, beside one limit"
+
+
 def test_es_quality() -> None:
     small = ("--splits=1", "--generations=2", "--population=4")
     found = bench("es_quality.py", *small, "--libraries=nondiff", "--trainers=open_es")

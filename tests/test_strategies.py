@@ -548,6 +548,15 @@ def test_a_sigma_that_decays_too_far_is_noticed_on_the_way(name: str) -> None:
     nd.fit(BlackBox(summed, jnp.ones(3)), trainer, steps=4, key=jr.key(0))
 
 
+@pytest.mark.parametrize("rank", [None, 1])
+def test_a_sigma_that_shrinks_too_far_is_noticed_on_the_way(rank: int | None) -> None:
+    trainer = nd.SNES(sigma=0.1, population=16, sigma_rate=2.0, rank=rank, compute_dtype=jnp.bfloat16)
+    problem = BlackBox(lambda x: jnp.sum((x - 1.0) ** 2), jnp.full((5, 6), 2.0))
+    with pytest.raises(RuntimeError, match=r"`SNES\(sigma\)` is below what bfloat16 can add to `params`") as caught:
+        nd.fit(problem, trainer, steps=300, key=jr.key(0))
+    assert int(caught.value.state.step) > 5  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @pytest.mark.parametrize(("start", "sigma", "visible"), [(1.0, 1e-3, False), (1e4, 1e-2, True), (1e4, 1e-3, False)])
 def test_on_a_log_scale_sigma_is_a_factor(start: float, sigma: float, visible: bool) -> None:
     """Members are rounded as they are, not as their logarithms."""
@@ -680,6 +689,32 @@ def test_fitting_for_any_population_and_size() -> None:
             assert c <= 2 or c * 4 * entries <= limit
             count = -(-n // c)
             assert n % 2 or n - (count - 1) * c > c - 2 * count, "the chunks could be more equal"
+
+
+def test_what_loops_carry_counts_once_it_depends_on_the_member() -> None:
+    """Shared work is none of a chunk's, however large; a member's is, in whatever turn of a loop it appears."""
+    entries, n = chunking.LARGEST[jax.default_backend()] // (4 * 4), 256
+    shared, own = jnp.ones(entries), jax.ShapeDtypeStruct((), jnp.float32)
+
+    def scanned(w: Any) -> Any:  # the second of the two depends on `w` from the first turn on, the first from the third
+        def turn(carry: Any, _: Any) -> Any:
+            x, y = carry
+            return (x + y, jnp.broadcast_to(w, y.shape)), None
+
+        return jnp.sum(jax.lax.scan(turn, (jnp.zeros(entries), jnp.zeros(1)), None, length=3)[0][0])
+
+    def ends(w: Any) -> Any:  # who has ended keeps its values
+        return jnp.sum(jax.lax.while_loop(lambda x: x[0] < w, lambda x: x + shared, jnp.zeros(entries)))
+
+    def apart(w: Any) -> Any:
+        total = jax.lax.while_loop(lambda x: x[0] < 9, lambda x: x + shared, jnp.zeros(entries))
+        return w * jax.lax.scan(lambda c, x: (c + x, None), jnp.zeros(()), jnp.cumsum(total))[0]
+
+    def chosen(w: Any) -> Any:
+        return jnp.sum(jax.lax.cond(w > 0, lambda: shared, lambda: -shared))
+
+    found = {one.__name__: chunking.fitting(n, one, own) for one in (scanned, ends, apart, chosen)}
+    assert found == {"scanned": 4, "ends": 4, "apart": n // 2, "chosen": 4}
 
 
 def test_chunks_of_a_fit_are_a_function_of_shapes() -> None:
@@ -864,6 +899,29 @@ def test_sigmas_of_parameters_in_bfloat16_are_not_rounded_away() -> None:
     for trainer in (nd.SNES(SGD, sigma=0.1, population=8), nd.PGPE(SGD, sigma=0.1, population=8)):
         state = nd.fit(problem, trainer, steps=2, key=jr.key(0)).state.trainer
         assert state.sigma.dtype == jnp.float32 and trainer.params(state).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_sums_of_parameters_in_bfloat16_have_32_bits(rank: int | None) -> None:
+    """Weights near 1 that nearly cancel: in 8 bits, an eighth of the sum would be rounding."""
+    problem = BlackBox(lambda p: jnp.sum(p["m"] ** 2), {"m": jnp.ones(SHAPES["m"], jnp.bfloat16)})
+    trainer = nd.SNES(sigma=0.3, population=64, rank=rank)
+    weights = 1 + np.linspace(-0.01, 0.01, 64).astype(np.float32)
+
+    def answers(state: Any) -> Any:
+        population = trainer.ask(state, key=jr.key(1)).population
+        sums = population.sums(jnp.asarray(weights), chunk=8)
+        return sums, population.sampler.draws(population.shared, population.each)
+
+    state = first(problem, trainer)
+    sums, (noise, sign) = jax.jit(answers)(state.trainer)
+    assert all(x.dtype == jnp.bfloat16 for x in jtu.tree_leaves(noise))
+    want = weighted(weights, Noise(plain(noise), np.asarray(sign)).signed())["m"]
+    assert sums.first["m"].dtype == jnp.float32
+    np.testing.assert_allclose(sums.first["m"], want, atol=1e-5)
+    moved, _ = nd.step(problem, trainer, nd.Vmap(), state)
+    point = trainer.params(moved.trainer)["m"]
+    assert point.dtype == jnp.bfloat16 and not np.array_equal(point, problem.x0["m"])  # pyright: ignore
 
 
 def test_best_keeps_the_type_of_the_parameters() -> None:

@@ -12,7 +12,7 @@ one call over all rows and of a compiled loop over chunks of members (1, 4, 16 o
 `ratio` is the wall time of a whole generation (sample, evaluate, update) over the limit, `single` over the one call,
 `cpu` the ratio of CPU time, all threads together. Every row is a process of its own, in which generation and limit take
 turns; medians. `peak` is the peak resident memory while only generations ran, above what imports, data and the model
-hold; in JAX the compiler takes about 140 MB of it.
+hold; in JAX the compiler takes about 140 MB of it. With `--chunks` all chunks are in one process, whose peak is theirs.
 
 A generation of nondiff is one call of `equinox.filter_jit(nondiff.step, donate=...)`, the step that `fit` runs; one of
 evosax is its ask, evaluate and tell in one jit or in three, whichever is faster. evotorch searches the same network in
@@ -69,7 +69,7 @@ class Options:
     chunk: int | None = None
     """Members that nondiff holds at once, instead of its default."""
     chunks: bool = False
-    """nondiff alone, with every power of two as its chunk: how far from the best is the default?"""
+    """nondiff alone, every power of two as its chunk, in turns: how far from the best is the default?"""
     big: bool = False
     """Instead of the cells: 100 million parameters, population 64, batch 8."""
     scaling: bool = False
@@ -87,11 +87,10 @@ class Options:
 def main(options: Options) -> None:
     if options.job:
         job = Job(**json.loads(options.job))
-        return print(json.dumps(measure(job, runs=options.runs, seconds=options.seconds)))
+        return print(json.dumps(measure(job, options)))
     rows, skipped = [], []
     for ways in jobs(options):
-        row = best_of(ways, options, skipped)
-        if row:
+        for row in best_of(ways, options, skipped):
             rows.append(row)
             print(f"{len(rows)}. {' '.join(cells(row, COLUMNS))}", file=sys.stderr, flush=True)
     shown = {key: name for key, name in COLUMNS.items() if key != "ps" or options.scaling}
@@ -112,7 +111,7 @@ def cells(row: dict[str, Any], columns: dict[str, str]) -> tuple[str, ...]:
 
 
 def jobs(options: Options) -> Iterator[list[Job]]:
-    """Each a row of the table, or the ways of which the fastest becomes one."""
+    """Each the ways of which the fastest becomes a row of the table."""
     chosen = BIG if options.big else SCALING if options.scaling else options.cells
     for cell in chosen:
         for library in ("nondiff",) if options.chunks else options.libraries:
@@ -122,16 +121,11 @@ def jobs(options: Options) -> Iterator[list[Job]]:
                     yield [Job(library, trainer, None, cell, way=way) for way in WAYS[library]]
                     continue
                 for rank in options.ranks:
-                    job = Job(library, trainer, None if rank == "full" else rank, cell, options.chunk)
-                    yield [job]
-                    if options.chunks:
-                        most = min(job.shape[2], 4e9 / (4 * job.params))  # more than 4 GB of points is no use
-                        for i in range(int(math.log2(most)) + 1):
-                            yield [dataclasses.replace(job, chunk=2**i)]
+                    yield [Job(library, trainer, None if rank == "full" else rank, cell, options.chunk)]
 
 
-def best_of(ways: list[Job], options: Options, skipped: list[str]) -> dict[str, Any] | None:
-    """The fastest of the ways. Peers that are not there, or too large, are skipped by name."""
+def best_of(ways: list[Job], options: Options, skipped: list[str]) -> list[dict[str, Any]]:
+    """The fastest of the ways, or every chunk of one. Peers that are not there, or too large, are skipped by name."""
     job, found = ways[0], []
     needed = COPIES[job.library][job.trainer] * job.shape[2] * job.params * 4
     most = 0.8 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # the system and others need some
@@ -150,15 +144,16 @@ def best_of(ways: list[Job], options: Options, skipped: list[str]) -> dict[str, 
             else:
                 last = [f"signal {-done.returncode}", *done.stderr.splitlines()][-1]
                 skipped.append(f"{what} {way.way}: failed, {last}, skipped")
-    if not found:
-        return None
-    others = {"ratio_" + row["way"].replace(" ", "_"): row["ratio_wall"] for row in found if len(found) > 1}
-    return min(found, key=lambda row: row["ratio_wall"]) | others
+    if len(found) < 2:
+        return found[0] if found else []
+    single = [row for (row,) in found]
+    others = {"ratio_" + row["way"].replace(" ", "_"): row["ratio_wall"] for row in single}
+    return [min(single, key=lambda row: row["ratio_wall"]) | others]
 
 
 def start(job: Job, options: Options) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, __file__, "--job", json.dumps(dataclasses.asdict(job))]
-    command += ["--runs", str(options.runs), "--seconds", str(options.seconds)]
+    command += ["--runs", str(options.runs), "--seconds", str(options.seconds), *["--chunks"] * options.chunks]
     # Threads of torch that wait for the limit to end must not count as CPU time.
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -175,44 +170,55 @@ def distances(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{name}: the default takes {percent:+.1f} % of the time with the best chunk, {best['chunk']}"
 
 
-def measure(job: Job, *, runs: int, seconds: float) -> dict[str, Any]:
-    """A row, in this process."""
+def measure(job: Job, options: Options) -> list[dict[str, Any]]:
+    """A row, in this process; with `--chunks` one for every chunk, which take turns."""
     task = make(job)
     before = memory("VmRSS")
     forget_peak()
-    advance = generation(task, job)
-    for _ in range(2):  # compiled, and all that it keeps from one to the next is there
-        advance()
+    advances = {job: generation(task, job) for job in [job, *(other_chunks(job) if options.chunks else ())]}
+    for advance in advances.values():
+        for _ in range(2):  # compiled, and all that it keeps from one to the next is there
+            advance()
     peak = memory("VmHWM") - before
     single, *loops = ((min(clock(call)[0] for _ in range(3)), name, call) for name, call in limits(task).items())
-    calls = {"generation": advance} | {name: call for _, name, call in (single, *sorted(loops)[:2])}
-    times = turns(calls, runs=runs, seconds=seconds)
-    wall, cpu = ({name: statistics.median(t[i] for t in times[name]) for name in calls} for i in (0, 1))
-    limit = min((name for name in calls if name != "generation"), key=lambda name: wall[name])
-    return dataclasses.asdict(job) | {
-        "params": job.params,
-        "default_chunk": job.library == "nondiff" and job.chunk is None,
-        "chunk": chunk(task, job),
-        "population": task.population,
-        "batch": job.shape[3],
-        "ratio_wall": wall["generation"] / wall[limit],
-        "ratio_single": wall["generation"] / wall["one call"],
-        "ratio_cpu": cpu["generation"] / cpu[limit],
-        "peak_mb": peak,
-        "seconds": wall["generation"],
-        "cpu_seconds": cpu["generation"],
-        "limit_seconds": wall[limit],
-        "limit_cpu_seconds": cpu[limit],
-        "limit": limit,
-        "ps": 1e12 * wall["generation"] / (task.population * job.params * job.shape[3]),
-        "runs": len(times["generation"]),
-        "device": jax.devices()[0].device_kind,
-    }
+    bounds = {name: call for _, name, call in (single, *sorted(loops)[:2])}
+    times = turns(advances | bounds, runs=options.runs, seconds=options.seconds)
+    wall, cpu = ({name: statistics.median(t[i] for t in times[name]) for name in times} for i in (0, 1))
+    limit = min(bounds, key=lambda name: wall[name])
+    return [
+        dataclasses.asdict(own)
+        | {
+            "params": own.params,
+            "default_chunk": own.library == "nondiff" and own.chunk is None,
+            "chunk": chunk(task, own),
+            "population": task.population,
+            "batch": own.shape[3],
+            "ratio_wall": wall[own] / wall[limit],
+            "ratio_single": wall[own] / wall["one call"],
+            "ratio_cpu": cpu[own] / cpu[limit],
+            "peak_mb": peak,
+            "seconds": wall[own],
+            "cpu_seconds": cpu[own],
+            "limit_seconds": wall[limit],
+            "limit_cpu_seconds": cpu[limit],
+            "limit": limit,
+            "ps": 1e12 * wall[own] / (task.population * own.params * own.shape[3]),
+            "runs": len(times[own]),
+            "device": jax.devices()[0].device_kind,
+        }
+        for own in advances
+    ]
 
 
-def turns(calls: dict[str, Call], *, runs: int, seconds: float) -> dict[str, list[tuple[float, float]]]:
+def other_chunks(job: Job) -> Iterator[Job]:
+    """Every power of two up to half of the population, of points that together have at most 4 GB."""
+    most = min(job.shape[2] // 2, 1e9 / job.params)
+    yield from (dataclasses.replace(job, chunk=2**i) for i in range(int(math.log2(most)) + 1))
+
+
+def turns(calls: dict[Any, Call], *, runs: int, seconds: float) -> dict[Any, list[tuple[float, float]]]:
     """Wall and CPU seconds of all calls, which take turns: `runs` of them, more if they are short."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    times: dict[Any, list[tuple[float, float]]] = {name: [] for name in calls}
     begin, done, passed = time.perf_counter(), 0, 0.0
     while done < min(3, runs) or (passed < seconds and (done < runs or passed < min(1.0, seconds))):
         for name, call in calls.items():

@@ -68,4 +68,4 @@ def factors(a: Array, b: Array, rows: Sequence[int], columns: Sequence[int]) -> 
     """`sum_k a[..., k] b[..., k]`, the axes of `a` at `rows` and those of `b` at `columns`."""
     n = len(rows) + len(columns)
     left, right = ("".join(_LETTERS[i] for i in axes) for axes in (rows, columns))
-    return jnp.einsum(f"{left}Z,{right}Z->{_LETTERS[:n]}", a, b)
+    return jnp.einsum(f"{left}Z,{right}Z->{_LETTERS[:n]}", a, b, precision="highest")

@@ -22,9 +22,12 @@ def _dot_general(x: Operand, y: Operand, *, dimension_numbers: Any, out_sharding
         # The perturbed operand comes second, so that the members' rows stay rows: `x W'`, not `W x'`, whose columns
         # are copied before the next layer. For a network of 1 M parameters the whole generation is a sixth faster.
         swapped = ((contract_y, contract_x), (batch_y, batch_x))
+        if getattr(how["precision"], "lhs_precision_type", 0) != getattr(how["precision"], "rhs_precision_type", 0):
+            return None  # an algorithm that is not the same for both operands
         how["precision"] = _swapped(how["precision"])
         out = _dot_general(y, x, dimension_numbers=swapped, out_sharding=None, **how)
-        assert out is not None
+        if out is None:
+            return None
         free = x.ndim - len(contract_x)
         return jnp.moveaxis(out, range(out.ndim - free, out.ndim), range(free))
     labels_x = list(range(x.ndim))
@@ -76,7 +79,8 @@ def _convolution(x: Operand, kernel: Operand, *, dimension_numbers: Any, **how: 
     how |= {"dimension_numbers": dimension_numbers}
     base = lax.conv_general_dilated_p.bind(x, kernel.base, **how)
     narrow = lax.conv_general_dilated_p.bind(x, thin, **how)
-    wide = jnp.tensordot(narrow, spread, ((out,), (1,)), preferred_element_type=base.dtype)
+    numbers = ((out,), (1,))
+    wide = jnp.tensordot(narrow, spread, numbers, precision=how["precision"], preferred_element_type=base.dtype)
     return base + jnp.moveaxis(wide, -1, out)
 
 

@@ -34,6 +34,8 @@ def _add(x: Operand, y: Operand) -> LowRank | None:
     if (x.rows, x.columns, x.shape) != (y.rows, y.columns, y.shape):
         return None
     a, b = (jnp.concatenate(parts, -1) for parts in ((x.a, y.a), (x.b, y.b)))
+    if a.size + b.size >= x.base.size:
+        return None  # so many ranks that nothing is gained
     return dataclasses.replace(x, base=x.base + y.base, a=a, b=b)
 
 

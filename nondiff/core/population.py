@@ -29,19 +29,20 @@ class AbstractSampler(eqx.Module):
     """How to build a member from what all share and what it alone has."""
 
     @abc.abstractmethod
-    def hoist(self, shared: PyTree, each: PyTree) -> bool:
-        """May the draws of the whole population be held at once? False: they are made again, chunk by chunk.
-
-        A function of shapes alone. Held draws are made once for the evaluation and for the sums.
-        """
-
-    @abc.abstractmethod
     def draw(self, shared: PyTree, each: PyTree) -> PyTree:
         """The random part of one member."""
 
     @abc.abstractmethod
     def build(self, shared: PyTree, drawn: PyTree) -> Params:
         """One member, from its random part."""
+
+    def hoist(self, shared: PyTree, each: PyTree) -> bool:
+        """May the draws of the whole population be held at once? False (default): they are made again, chunk by chunk.
+
+        A function of shapes alone. Held draws are made once for the evaluation and for the sums.
+        """
+        del shared, each
+        return False
 
     def draws(self, shared: PyTree, each: PyTree) -> PyTree:
         """`draw` for a chunk of the population, its members in order; override it to share work between them.
@@ -131,15 +132,7 @@ class _Drawn(AbstractSampler):
 
     inner: AbstractSampler
 
-    def hoist(self, shared: PyTree, each: PyTree) -> bool:
-        del shared, each
-        return False
-
     def draw(self, shared: PyTree, each: PyTree) -> PyTree:
-        del shared
-        return each
-
-    def draws(self, shared: PyTree, each: PyTree) -> PyTree:
         del shared
         return each
 
@@ -156,10 +149,6 @@ class _Drawn(AbstractSampler):
 class Centre(AbstractSampler):
     """Every member is the centre. shared = the parameters; each = anything with a population axis."""
 
-    def hoist(self, shared: PyTree, each: PyTree) -> bool:
-        del shared, each
-        return True
-
     def draw(self, shared: PyTree, each: PyTree) -> PyTree:
         del shared
         return each
@@ -171,10 +160,6 @@ class Centre(AbstractSampler):
 
 class Points(AbstractSampler):
     """Members given as they are. shared = nothing; each = parameters with a population axis."""
-
-    def hoist(self, shared: PyTree, each: PyTree) -> bool:
-        del shared, each
-        return True
 
     def draw(self, shared: PyTree, each: PyTree) -> PyTree:
         del shared

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from nondiff.core.problem import Params
 from nondiff.core.query import AbstractWeighting, Evaluation, Query
 from nondiff.core.trainer import AbstractTrainer, Metrics, Scheduled, at, check_optimizer, check_positive
-from nondiff.trainers.cloud import Centre, check_cloud, check_visible, question, same_width, start
+from nondiff.trainers.cloud import Mean, check_cloud, question, same_width, start
 from nondiff.trainers.gaussian import Gaussian
 
 
@@ -35,7 +35,7 @@ class _Elites(AbstractWeighting):
         return jnp.stack([half, -half], 1).ravel()
 
 
-class ARS(AbstractTrainer[Centre]):
+class ARS(AbstractTrainer[Mean]):
     """Steps along the average of the best directions.
 
     **Arguments:**
@@ -75,22 +75,20 @@ class ARS(AbstractTrainer[Centre]):
         if isinstance(self.elites, bool) or not isinstance(self.elites, int | float) or not 0 < self.elites <= 1:
             raise ValueError(f"`ARS(elites={self.elites!r})`: expected a share of the directions, above 0 up to 1.")
 
-    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> Centre:
+    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> Mean:
         del key
-        return start("ARS", params, domain, self)
+        return start(self, params, domain)
 
-    def ask(self, state: Centre, *, key: Key[Array, ""]) -> Query:
-        if self.compute_dtype is not None:
-            state = check_visible("ARS", state, self.sigma, self.compute_dtype)
+    def ask(self, state: Mean, *, key: Key[Array, ""]) -> Query:
         sampler = Gaussian(True, self.rank, self.compute_dtype)
         weighting = _Elites(max(1, round(self.elites * self.population / 2)))
-        return question(state, same_width(state, self.sigma), sampler, self.population, weighting, key)
+        return question(self, state, same_width(state, self.sigma), sampler, weighting, key)
 
-    def tell(self, state: Centre, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[Centre, Metrics]:
+    def tell(self, state: Mean, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[Mean, Metrics]:
         del query, key
         gradient = answer.sums.first  # 1 / (b std) sum_k (L+ - L-) e_k  (line 7)
         metrics = {"gradient_norm": optax.tree.norm(gradient), "sigma": at(self.sigma, state.step)}
         return state.move(self.optimizer, gradient), metrics
 
-    def params(self, state: Centre) -> Params:
+    def params(self, state: Mean) -> Params:
         return state.params()

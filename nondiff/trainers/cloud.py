@@ -19,7 +19,7 @@ from nondiff.core.tree import map_named, none_like
 from nondiff.trainers.gaussian import Factors, Gaussian, Shared, noise_shape, pairs
 
 
-class Centre(eqx.Module):
+class Mean(eqx.Module):
     """The middle of the cloud, and the optimizer that moves it. On the scale on which steps are taken."""
 
     point: Params
@@ -27,56 +27,68 @@ class Centre(eqx.Module):
     domain: PyTree
     step: Int[Array, ""]
 
-    def move(self, optimizer: optax.GradientTransformation, gradient: Params) -> "Centre":
+    def move(self, optimizer: optax.GradientTransformation, gradient: Params) -> "Mean":
         """One step downhill, kept inside the bounds."""
+        gradient = jtu.tree_map(lambda g, u: g.astype(u.dtype), gradient, self.point)
         updates, memory = optimizer.update(gradient, self.optimizer, self.point)
         point = optax.apply_updates(self.point, updates)
         point = jtu.tree_map(lambda u, d: d.encode(d.decode(u)) if d.constrained else u, point, self.domain)
-        return Centre(point, memory, self.domain, self.step + 1)
+        return Mean(point, memory, self.domain, self.step + 1)
 
     def params(self) -> Params:
         return jtu.tree_map(lambda u, d: d.decode(u), self.point, self.domain)
 
 
-def start(owner: str, params: Params, domain: PyTree, trainer: Any) -> Centre:
-    """The first centre of a trainer with `optimizer`, `sigma` and `compute_dtype`.
+class Adaptive(eqx.Module):
+    """A cloud whose width is learned."""
+
+    mean: Mean
+    sigma: PyTree
+    """Like the mean: a sigma for every coordinate; where noise has low rank, for every row and column, as `Factors`."""
+
+
+def start(trainer: Any, params: Params, domain: PyTree) -> Mean:
+    """The first mean of a trainer with `optimizer`, `sigma` and `compute_dtype`.
 
     **Raises** `ValueError` for a leaf that is not a real number, and what `check_visible` does.
     """
-    check_real(owner, params, domain)
+    check_real(_name(trainer), params, domain)
     point = jtu.tree_map(lambda x, d: d.encode(x), params, domain)
-    centre = Centre(point, trainer.optimizer.init(point), domain, jnp.zeros((), jnp.int32))
-    return check_visible(owner, centre, trainer.sigma, trainer.compute_dtype)
+    mean = Mean(point, trainer.optimizer.init(point), domain, jnp.zeros((), jnp.int32))
+    return check_visible(trainer, mean, same_width(mean, trainer.sigma))
+
+
+def start_adaptive(trainer: Any, params: Params, domain: PyTree) -> Adaptive:
+    """`start` for a trainer that learns its sigmas: all of them the first one."""
+    mean = start(trainer, params, domain)
+
+    def one(x: Array) -> Array | Factors:
+        shape, kind = noise_shape(x, trainer.rank), jnp.promote_types(x.dtype, jnp.float32)  # rounding must not shrink
+        if isinstance(shape, Factors):
+            rows, columns = shape
+            return Factors(jnp.full(rows.shape[:-1], trainer.sigma, kind), jnp.ones(columns.shape[:-1], kind))
+        return jnp.full(x.shape, trainer.sigma, kind)
+
+    return Adaptive(mean, jtu.tree_map(one, mean.point))
 
 
 def question(
-    centre: Centre, sigma: PyTree, sampler: Gaussian, population: int, weighting: AbstractWeighting, key: Key[Array, ""]
+    trainer: Any, mean: Mean, sigma: PyTree, sampler: Gaussian, weighting: AbstractWeighting, key: Key[Array, ""]
 ) -> Query:
     """The losses of a cloud; the two of a pair share their evaluation's noise."""
     k_noise, k_evaluation = jr.split(key)
-    each = pairs(population, antithetic=sampler.antithetic)
-    keys = jr.split(k_evaluation, population)[each.pair]
-    members = Population(Shared(centre.point, sigma, k_noise, centre.domain), each, sampler)
-    return Query(members, none_like(centre.point), keys, weigh=weighting)
+    each = pairs(trainer.population, antithetic=sampler.antithetic)
+    keys = jr.split(k_evaluation, trainer.population)[each.pair]
+    if trainer.compute_dtype is not None:  # what is learned may outgrow it
+        mean = check_visible(trainer, mean, jtu.tree_map(lambda _, s: typical_width(s), mean.point, sigma))
+    members = Population(Shared(mean.point, sigma, k_noise, mean.domain), each, sampler)
+    return Query(members, none_like(mean.point), keys, weigh=weighting)
 
 
-def same_width(centre: Centre, sigma: Scheduled) -> PyTree:
+def same_width(mean: Mean, sigma: Scheduled) -> PyTree:
     """One sigma for all leaves, at this step."""
-    now = at(sigma, centre.step)
-    return jtu.tree_map(lambda _: now, centre.point)
-
-
-def first_widths(centre: Centre, sigma: float, rank: int | None) -> PyTree:
-    """A sigma for every coordinate; where noise has low rank, for every row and column, to be multiplied."""
-
-    def one(x: Array) -> Array | Factors:
-        shape, kind = noise_shape(x, rank), jnp.promote_types(x.dtype, jnp.float32)  # rounding must not shrink it
-        if isinstance(shape, Factors):
-            rows, columns = shape
-            return Factors(jnp.full(rows.shape[:-1], sigma, kind), jnp.ones(columns.shape[:-1], kind))
-        return jnp.full(x.shape, sigma, kind)
-
-    return jtu.tree_map(one, centre.point)
+    now = at(sigma, mean.step)
+    return jtu.tree_map(lambda _: now, mean.point)
 
 
 def times_width(x: Array, sigma: Array | Factors) -> Array:
@@ -88,31 +100,33 @@ def times_width(x: Array, sigma: Array | Factors) -> Array:
 
 
 def typical_width(sigma: PyTree) -> Float[Array, ""]:
-    """The geometric mean over all leaves, for the log."""
-    leaves = [leaf for leaf in jtu.tree_leaves(sigma, is_leaf=lambda x: isinstance(x, Factors)) if size(leaf)]
+    """The geometric mean over all leaves."""
+    leaves = [
+        leaf for leaf in jtu.tree_leaves(sigma, is_leaf=lambda x: isinstance(x, Factors)) if optax.tree.size(leaf)
+    ]
     logs = [sum(jnp.mean(jnp.log(part)) for part in jtu.tree_leaves(leaf)) for leaf in leaves]
     return jnp.exp(jnp.mean(jnp.stack(logs))) if logs else jnp.zeros(())
 
 
-def check_visible(owner: str, centre: Centre, sigma: Scheduled, dtype: Any) -> Centre:
-    """The centre. Fails, with the leaf's name, where a typical coordinate plus sigma is that coordinate again."""
-    now = at(sigma, centre.step)
+def check_visible(trainer: Any, mean: Mean, sigma: PyTree) -> Mean:
+    """The mean. Fails, with the leaf's name, where a typical coordinate plus the leaf's sigma is that coordinate."""
+    dtype = trainer.compute_dtype
 
-    def one(name: str, x: Array, domain: Real) -> Array:
+    def one(name: str, x: Array, now: Array, domain: Real) -> Array:
         kind = max(dtype or x.dtype, x.dtype, key=lambda kind: float(jnp.finfo(kind).eps))  # the coarser one
         size = jnp.sqrt(jnp.mean(x**2)) if x.size else jnp.zeros((), x.dtype)
-        # A step of a logarithm is a factor, whatever the size; the logarithm itself has the centre's type.
+        # A step of a logarithm is a factor, whatever the size; the logarithm itself has the mean's type.
         if domain.log:
             own = float(jnp.finfo(x.dtype).eps) / float(jnp.finfo(kind).eps)
             size = jnp.maximum(1.0, own * size)
         return eqx.error_if(
             x,
             now < 0.5 * float(jnp.finfo(kind).eps) * size,
-            f"`{owner}(sigma)` is below what {jnp.dtype(kind)} can add to `{name}` at its size: members would equal "
-            "the centre. Use a larger sigma, smaller parameters, or more bits in `compute_dtype`.",
+            f"`{_name(trainer)}(sigma)` is below what {jnp.dtype(kind)} can add to `{name}` at its size: members would "
+            "equal the centre. Use a larger sigma, smaller parameters, or more bits in `compute_dtype`.",
         )
 
-    return eqx.tree_at(lambda c: c.point, centre, map_named(one, centre.point, centre.domain))
+    return eqx.tree_at(lambda m: m.point, mean, map_named(one, mean.point, sigma, mean.domain))
 
 
 def check_cloud(owner: str, population: int, *, antithetic: bool | None, rank: int | None, dtype: Any) -> None:
@@ -155,6 +169,5 @@ def adapted(sigma: PyTree, second: PyTree, rate: Any, most: float = math.inf) ->
     return jtu.tree_map(one, sigma, second)
 
 
-def size(tree: PyTree) -> int:
-    """How many numbers a tree has."""
-    return sum(math.prod(x.shape) for x in jtu.tree_leaves(tree))
+def _name(trainer: Any) -> str:
+    return type(trainer).__name__

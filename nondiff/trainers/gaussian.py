@@ -6,7 +6,11 @@ step's key and of j alone: whoever needs it draws it again.
 With `rank=r` the noise of a matrix `[m, n]` is `a @ b.T / sqrt(r)`, with `a [m, r]` and `b [n, r]` standard normal:
 r (m + n) numbers instead of m n, and products with a member need not multiply it out (Sarkar et al., 2025, "Evolution
 Strategies at the Hyperscale", https://arxiv.org/abs/2511.16652). A sum over the population is a product of two thin
-matrices, and of full rank. Leaves for which that is no saving, such as vectors, have noise in full.
+matrices, and of full rank. Leaves for which that is no saving, such as vectors, have noise in full. Of a leaf with more
+than two axes the first ones are the rows (`nondiff.arrays.halves`): a stack of layers shares one factor among them.
+
+A member that is built as an array, for Python code or as a result, is `build`'s: the factors multiplied out and added.
+A model that runs on the factors (`apply`) rounds differently in its last bits.
 """
 
 import itertools
@@ -28,8 +32,7 @@ from nondiff.core.problem import Params
 from nondiff.core.tree import map_named
 
 HELD = 64 * 2**20
-"""Bytes: smaller draws of a whole population are held; to make larger ones twice is faster than to store them (100 k
-parameters x 256 in full: 0.17 s against 0.22 s)."""
+"""Bytes: smaller draws of a whole population are held; to make larger ones twice is faster than to store them."""
 
 
 class Factors(NamedTuple):
@@ -85,8 +88,8 @@ class Gaussian(AbstractSampler):
     """Whether the second sums are wanted."""
 
     def hoist(self, shared: Shared, each: Each) -> bool:
-        numbers = sum(x.size for x in jtu.tree_leaves(self._shapes(shared.centre)))
-        return each.pair.size * numbers * 4 <= HELD
+        needed = sum(x.size * x.dtype.itemsize for x in jtu.tree_leaves(self._shapes(shared.centre)))
+        return each.pair.size * needed <= HELD
 
     def draw(self, shared: Shared, each: Each) -> PyTree:
         return self._noise(jr.fold_in(shared.key, each.pair), shared.centre), each.sign
@@ -186,17 +189,24 @@ def _first(weights: Array, x: Array, e: Array | Factors) -> Array:
     if not isinstance(e, Factors):
         return _weighted(weights, e)
     pop, rank, cut = x.ndim, x.ndim + 1, e.rows.ndim - 2
-    weighted = weights.astype(e.rows.dtype).reshape(-1, *[1] * (e.rows.ndim - 1)) * e.rows
+    rows, columns = map(_exact, e)
+    weighted = weights.astype(rows.dtype).reshape(-1, *[1] * (rows.ndim - 1)) * rows
     axes = [pop, *range(cut), rank], [pop, *range(cut, x.ndim), rank]
-    total = jnp.einsum(weighted, axes[0], e.columns, axes[1], list(range(x.ndim)))
+    total = jnp.einsum(weighted, axes[0], columns, axes[1], list(range(x.ndim)), precision="highest")
     return total / math.sqrt(e.rows.shape[-1])
 
 
 def _second(weights: Array, e: Array | Factors) -> Array | Factors:
     if isinstance(e, Factors):
-        return Factors(*(_weighted(weights, jnp.mean(part**2 - 1, -1)) for part in e))
-    return _weighted(weights, e**2 - 1)
+        return Factors(*(_weighted(weights, jnp.mean(_exact(part) ** 2 - 1, -1)) for part in e))
+    return _weighted(weights, _exact(e) ** 2 - 1)
 
 
 def _weighted(weights: Array, x: Array) -> Array:
-    return jnp.tensordot(weights.astype(x.dtype), x, 1)
+    x = _exact(x)
+    return jnp.tensordot(weights.astype(x.dtype), x, 1, precision="highest")
+
+
+def _exact(x: Array) -> Array:
+    """Sums over a population have 32 bits at least: their terms nearly cancel."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -100,10 +100,6 @@ class _Each(eqx.Module):
 class _Children(AbstractSampler):
     crossover: AbstractCrossover | None
 
-    def hoist(self, shared: Any, each: Any) -> bool:
-        del shared, each
-        return False
-
     def draw(self, shared: _Shared, each: _Each) -> _Each:
         del shared
         return each

@@ -14,12 +14,12 @@ from jaxtyping import Array, Key, PyTree
 from nondiff.core.problem import Params
 from nondiff.core.query import AbstractWeighting, Evaluation, Query
 from nondiff.core.trainer import AbstractTrainer, Metrics, Scheduled, at, check_optimizer, check_positive
-from nondiff.trainers.cloud import Centre, check_cloud, check_visible, question, same_width, start
+from nondiff.trainers.cloud import Mean, check_cloud, question, same_width, start
 from nondiff.trainers.gaussian import Gaussian
 from nondiff.trainers.weighting import CentredRanks
 
 
-class OpenES(AbstractTrainer[Centre]):
+class OpenES(AbstractTrainer[Mean]):
     """Samples a Gaussian cloud around a centre and moves the centre along the weighted sum of the noise.
 
     **Arguments:**
@@ -67,17 +67,15 @@ class OpenES(AbstractTrainer[Centre]):
         check_positive("OpenES", "sigma", self.sigma)
         check_optimizer("OpenES", self.optimizer)
 
-    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> Centre:
+    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> Mean:
         del key
-        return start("OpenES", params, domain, self)
+        return start(self, params, domain)
 
-    def ask(self, state: Centre, *, key: Key[Array, ""]) -> Query:
-        if self.compute_dtype is not None:  # what is learned may outgrow it
-            state = check_visible("OpenES", state, self.sigma, self.compute_dtype)
+    def ask(self, state: Mean, *, key: Key[Array, ""]) -> Query:
         sampler = Gaussian(self.antithetic, self.rank, self.compute_dtype)
-        return question(state, same_width(state, self.sigma), sampler, self.population, self.weighting, key)
+        return question(self, state, same_width(state, self.sigma), sampler, self.weighting, key)
 
-    def tell(self, state: Centre, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[Centre, Metrics]:
+    def tell(self, state: Mean, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[Mean, Metrics]:
         del query, key
         sigma = at(self.sigma, state.step)
         # g = 1 / (n sigma) sum_i F_i e_i  (algorithm 1, line 6)
@@ -85,5 +83,5 @@ class OpenES(AbstractTrainer[Centre]):
         metrics = {"gradient_norm": optax.tree.norm(gradient), "sigma": sigma}
         return state.move(self.optimizer, gradient), metrics
 
-    def params(self, state: Centre) -> Params:
+    def params(self, state: Mean) -> Params:
         return state.params()

@@ -15,19 +15,23 @@ from jaxtyping import Array, Key, PyTree
 from nondiff.core.problem import Params
 from nondiff.core.query import AbstractWeighting, Evaluation, Query
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_optimizer
-from nondiff.trainers import cloud
+from nondiff.trainers.cloud import (
+    Adaptive,
+    adapted,
+    check_cloud,
+    check_first_sigma,
+    question,
+    start_adaptive,
+    times_width,
+    typical_width,
+)
 from nondiff.trainers.gaussian import Gaussian
 from nondiff.trainers.weighting import CentredRanks
 
 LARGEST_CHANGE = 0.2  # of the logarithm of a sigma in one step, as other implementations bound it
 
 
-class _State(eqx.Module):
-    centre: cloud.Centre
-    sigma: PyTree
-
-
-class PGPE(AbstractTrainer[_State]):
+class PGPE(AbstractTrainer[Adaptive]):
     """Moves a Gaussian cloud and its width along the gradient of the expected loss.
 
     **Arguments:**
@@ -63,23 +67,24 @@ class PGPE(AbstractTrainer[_State]):
     traceable: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        cloud.check_cloud("PGPE", self.population, antithetic=None, rank=self.rank, dtype=self.compute_dtype)
-        cloud.check_first_sigma("PGPE", self.sigma, self.sigma_rate)
+        check_cloud("PGPE", self.population, antithetic=None, rank=self.rank, dtype=self.compute_dtype)
+        check_first_sigma("PGPE", self.sigma, self.sigma_rate)
         check_optimizer("PGPE", self.optimizer)
 
-    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
+    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> Adaptive:
         del key
-        centre = cloud.start("PGPE", params, domain, self)
-        return _State(centre, cloud.first_widths(centre, self.sigma, self.rank))
+        return start_adaptive(self, params, domain)
 
-    def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:
+    def ask(self, state: Adaptive, *, key: Key[Array, ""]) -> Query:
         sampler = Gaussian(True, self.rank, self.compute_dtype, spread=True)
-        return cloud.question(state.centre, state.sigma, sampler, self.population, self.weighting, key)
+        return question(self, state.mean, state.sigma, sampler, self.weighting, key)
 
-    def tell(self, state: _State, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[_State, Metrics]:
+    def tell(
+        self, state: Adaptive, query: Query, answer: Evaluation, *, key: Key[Array, ""]
+    ) -> tuple[Adaptive, Metrics]:
         del query, key
         # delta mu = alpha sum_k (r+ - r-) / 2 e_k, e_k in the units of mu  (section 3.2)
-        gradient = jtu.tree_map(cloud.times_width, answer.sums.first, state.sigma)
+        gradient = jtu.tree_map(times_width, answer.sums.first, state.sigma)
         gradient = jtu.tree_map(lambda g: g / self.population, gradient)
         # delta sigma ~ sum_k (mean of the pair's two - baseline) (e_k^2 - sigma^2) / sigma, here along log sigma.
         # Weights sum to zero, which is the baseline; divided by their deviation, their scale does not matter. On a
@@ -88,9 +93,9 @@ class PGPE(AbstractTrainer[_State]):
         weights = jnp.sum(members.reshape(-1, 2), 1)
         deviation = jnp.maximum(jnp.std(weights), 0.01 * jnp.std(members))
         rate = self.sigma_rate / (2**0.5 * jnp.where(deviation > 0, weights.size * deviation, 1.0))
-        sigma = cloud.adapted(state.sigma, answer.sums.second, rate, LARGEST_CHANGE)
-        metrics = {"gradient_norm": optax.tree.norm(gradient), "sigma": cloud.typical_width(sigma)}
-        return _State(state.centre.move(self.optimizer, gradient), sigma), metrics
+        sigma = adapted(state.sigma, answer.sums.second, rate, LARGEST_CHANGE)
+        metrics = {"gradient_norm": optax.tree.norm(gradient), "sigma": typical_width(sigma)}
+        return Adaptive(state.mean.move(self.optimizer, gradient), sigma), metrics
 
-    def params(self, state: _State) -> Params:
-        return state.centre.params()
+    def params(self, state: Adaptive) -> Params:
+        return state.mean.params()

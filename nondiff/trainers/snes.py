@@ -16,17 +16,21 @@ from jaxtyping import Array, Key, PyTree
 from nondiff.core.problem import Params
 from nondiff.core.query import AbstractWeighting, Evaluation, Query
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_optimizer
-from nondiff.trainers import cloud
+from nondiff.trainers.cloud import (
+    Adaptive,
+    adapted,
+    check_cloud,
+    check_first_sigma,
+    question,
+    start_adaptive,
+    times_width,
+    typical_width,
+)
 from nondiff.trainers.gaussian import Gaussian
 from nondiff.trainers.weighting import LogRanks
 
 
-class _State(eqx.Module):
-    centre: cloud.Centre
-    sigma: PyTree
-
-
-class SNES(AbstractTrainer[_State]):
+class SNES(AbstractTrainer[Adaptive]):
     """Moves a Gaussian cloud and its width along the natural gradient.
 
     **Arguments:**
@@ -65,29 +69,29 @@ class SNES(AbstractTrainer[_State]):
     traceable: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        check = cloud.check_cloud
-        check("SNES", self.population, antithetic=self.antithetic, rank=self.rank, dtype=self.compute_dtype)
-        cloud.check_first_sigma("SNES", self.sigma, 0.0 if self.sigma_rate is None else self.sigma_rate)
+        check_cloud("SNES", self.population, antithetic=self.antithetic, rank=self.rank, dtype=self.compute_dtype)
+        check_first_sigma("SNES", self.sigma, 0.0 if self.sigma_rate is None else self.sigma_rate)
         check_optimizer("SNES", self.optimizer)
 
-    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
+    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> Adaptive:
         del key
-        centre = cloud.start("SNES", params, domain, self)
-        return _State(centre, cloud.first_widths(centre, self.sigma, self.rank))
+        return start_adaptive(self, params, domain)
 
-    def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:
+    def ask(self, state: Adaptive, *, key: Key[Array, ""]) -> Query:
         sampler = Gaussian(self.antithetic, self.rank, self.compute_dtype, spread=True)
-        return cloud.question(state.centre, state.sigma, sampler, self.population, self.weighting, key)
+        return question(self, state.mean, state.sigma, sampler, self.weighting, key)
 
-    def tell(self, state: _State, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[_State, Metrics]:
+    def tell(
+        self, state: Adaptive, query: Query, answer: Evaluation, *, key: Key[Array, ""]
+    ) -> tuple[Adaptive, Metrics]:
         del query, key
         # mu <- mu + eta_mu sigma sum_i u_i s_i;  sigma <- sigma exp(eta_sigma / 2 sum_i u_i (s_i^2 - 1))  (algorithm 6)
-        gradient = jtu.tree_map(cloud.times_width, answer.sums.first, state.sigma)
-        d = max(cloud.size(state.centre.point), 1)
+        gradient = jtu.tree_map(times_width, answer.sums.first, state.sigma)
+        d = max(optax.tree.size(state.mean.point), 1)
         rate = (3 + math.log(d)) / (5 * math.sqrt(d)) if self.sigma_rate is None else self.sigma_rate
-        sigma = cloud.adapted(state.sigma, answer.sums.second, rate / 2)
-        metrics = {"gradient_norm": optax.tree.norm(gradient), "sigma": cloud.typical_width(sigma)}
-        return _State(state.centre.move(self.optimizer, gradient), sigma), metrics
+        sigma = adapted(state.sigma, answer.sums.second, rate / 2)
+        metrics = {"gradient_norm": optax.tree.norm(gradient), "sigma": typical_width(sigma)}
+        return Adaptive(state.mean.move(self.optimizer, gradient), sigma), metrics
 
-    def params(self, state: _State) -> Params:
-        return state.centre.params()
+    def params(self, state: Adaptive) -> Params:
+        return state.mean.params()
