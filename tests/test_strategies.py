@@ -660,8 +660,8 @@ def as_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("as_on_cpu")
 def test_default_chunks_of_networks() -> None:
     small, large = network(64, 128, 10)[0], network(64, 960, 960, 10)[0]
-    assert chunks(small, es(256), 128) == [64]
-    assert chunks(small, es(256, None), 128) == [64]
+    assert chunks(small, es(256), 128) == [32]
+    assert chunks(small, es(256, None), 128) == [32]
     assert chunks(large, es(256), 128) == [8]
     assert chunks(large, es(256, None), 128) == [2]  # one member's noise has 4 MB
 

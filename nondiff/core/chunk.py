@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 from jax.extend.core.primitives import scan_p, while_p
 
-LARGEST = {"cpu": 6 * 2**20, "gpu": 2**30, "tpu": 2**28}
+LARGEST = {"cpu": 4 * 10**6, "gpu": 2**30, "tpu": 2**28}
 """Bytes of the largest intermediate result of a chunk. CPU: near the size of a processor's caches, measured by
 `experiments/benchmarks/es_limit.py --chunks`. GPU and TPU: a small share of their memory, not measured."""
 
