@@ -20,8 +20,8 @@ torch, all members at once; its limit is JAX's, too. Each runs as it does by def
 Adam(0.01) moves the centres, but for SNES, which has steps of its own. `ps` is the generation's time divided by
 population x parameters x rows of the batch, in picoseconds: it stays where cost is linear.
 
-Result (2 cores, ratio to the limit): `OpenES` with rank 1 takes 1.04, 1.00 and .98 at 10k, 100k and 1M x 256, .70, .96
-and 1.06 at x 2048; in full 4.2, 6.5 and 7.8 at x 256, evosax's 7.5, 11.5 and 20.5. docs/performance.md has the tables.
+Result (2 cores, ratio to the limit): `OpenES` with rank 1 takes 1.05, .94 and 1.01 at 10k, 100k and 1M x 256, .73, .95
+and 1.06 at x 2048; in full 4.0, 6.4 and 7.3 at x 256, evosax's 6.6, 10.7 and 18.2. docs/performance.md has the tables.
 Cost: about 40 minutes for all, 3 for nondiff with rank 1.
 """
 

@@ -14,8 +14,8 @@ All begin with sigma 0.15. Adam(0.06) moves the centres, but SGD those of SNES, 
 in nondiff also by 3, and those of ARS, by 0.2. All else is the library's default; evotorch's PGPE has none for the rate
 of its sigmas and is given evosax's, 0.1. Backpropagation, as many steps on the same batches, is the ceiling.
 
-Result (median loss; nondiff with full noise / with rank 1; evosax; evotorch): OpenES 0.035 / 0.028; 0.045; none. PGPE
-0.034 / 0.026; 0.042; 0.042. SNES 0.118 / 0.137; 0.126; 0.127, and 0.055 / 0.032 with a step of 3, which the peers were
+Result (median loss; nondiff with full noise / with rank 1; evosax; evotorch): OpenES 0.035 / 0.029; 0.045; none. PGPE
+0.034 / 0.027; 0.042; 0.042. SNES 0.118 / 0.137; 0.126; 0.127, and 0.055 / 0.032 with a step of 3, which the peers were
 not given. ARS 0.064 / 0.055; 0.071; none. Backpropagation 0.0035. Rank 1 beats evosax in 10 of 10 splits, SNES with a
 step of 1 in none. Full noise does in 7 or 8, which may be chance: on 18 further splits OpenES did in 10 (0.037 against
 0.038), with rank 1 in 15 (0.031). Rank 4 is no better than full noise. Accuracies, 0.948 to 0.963, hardly differ;
