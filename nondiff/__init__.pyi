@@ -65,6 +65,7 @@ from .run.stopping import Target as Target
 from .run.stopping import WallClock as WallClock
 from .run.tensorboard import TensorBoard as TensorBoard
 from .trainers import ARS as ARS
+from .trainers import CMAES as CMAES
 from .trainers import PGPE as PGPE
 from .trainers import SNES as SNES
 from .trainers import AbstractCrossover as AbstractCrossover
@@ -77,6 +78,7 @@ from .trainers import LogRanks as LogRanks
 from .trainers import Memetic as Memetic
 from .trainers import OnePointCrossover as OnePointCrossover
 from .trainers import OpenES as OpenES
+from .trainers import SepCMAES as SepCMAES
 from .trainers import Split as Split
 from .trainers import Tournament as Tournament
 from .trainers import Truncation as Truncation

@@ -14,6 +14,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Key, PyTree, Shaped
 
+from nondiff.core.exact import exactly
 from nondiff.core.tree import broadcast, map_named
 
 
@@ -37,13 +38,13 @@ class AbstractDomain(eqx.Module):
         """The nearest point inside."""
 
 
-def _bound(x: Any) -> Array | None:
-    """An infinite bound is none."""
+def _bound(x: Any) -> Any:
+    """An infinite bound is none. In 64 bits, as it is written: those that the leaf has not are dropped at its side."""
     if x is None or np.all(np.isinf(x)):
         return None
     if not np.all(np.isfinite(x)):
         raise ValueError(f"`Real`: the bound {x} is not finite throughout; leave it out, or use a large number.")
-    return jnp.asarray(x, dtype=float)
+    return np.asarray(x, dtype=float)
 
 
 class Real(AbstractDomain):
@@ -228,11 +229,16 @@ def complete(domain: PyTree, params: PyTree) -> PyTree:
     return map_named(one, params, full)
 
 
+@exactly
+def _inside(domain: AbstractDomain, leaf: Array) -> Array:
+    return jnp.all(domain.clip(leaf) == leaf)
+
+
 def check_inside(params: PyTree, domain: PyTree) -> None:
     """**Raises** `ValueError` for a leaf outside of its domain; says nothing of values that are not known yet."""
 
     def one(name: str, leaf: Any, domain: AbstractDomain) -> None:
-        inside = jnp.all(domain.clip(leaf) == leaf)
+        inside = _inside(domain, leaf)
         known = not isinstance(inside, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
         if known and not bool(inside):
             raise ValueError(f"`{name}` = {leaf} lies outside of its domain, {domain}. Start inside.")

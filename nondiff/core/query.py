@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from nondiff.core.population import Population
@@ -74,11 +75,11 @@ class Query(eqx.Module):
 class Evaluation(eqx.Module):
     """The answer, in the same order."""
 
-    loss: Float[Array, "*pop"]
-    """The problem's alone; NaN or infinity marks a failed evaluation."""
-    penalty: Float[Array, "*pop"]
+    loss: Float[Array | np.ndarray, "*pop"]
+    """The problem's alone; NaN or infinity marks a failed evaluation. NumPy's, of 64 bits, if the members were."""
+    penalty: Float[Array | np.ndarray, "*pop"]
     """Of the quadratics; zero without."""
-    cases: Float[Array, "*pop cases"] | None = None
+    cases: Float[Array | np.ndarray, "*pop cases"] | None = None
     gradient: Params | None = None
     """Of `total`: `[pop, ...]` leaves for `Wants.gradient`, `[...]` for `Wants.mean_gradient`; `None` on integers."""
     sums: Any = None

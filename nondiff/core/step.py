@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
 from nondiff.core.domain import check_inside, complete
 from nondiff.core.evaluator import AbstractEvaluator
+from nondiff.core.exact import exactly
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import answers
 from nondiff.core.trainer import AbstractTrainer, Metrics
@@ -40,25 +42,35 @@ def init(problem: AbstractProblem, trainer: AbstractTrainer, *, key: Key[Array, 
     """
     k_params, k_trainer, k_problem, k_root = jr.split(key, 4)
     params = map_named(_array, problem.init(key=k_params))
+    if problem.traceable:
+        params = jtu.tree_map(jnp.asarray, params)
     domain = complete(problem.domain(params), params)
     check_inside(params, domain)
     # Compiled as one: many small operations, one by one, are slow.
     start = eqx.filter_jit(_start) if trainer.traceable else _start
     state = start(trainer, params, domain, k_trainer)
-    return fresh(TrainState(jnp.zeros((), jnp.int32), k_root, state, problem.init_state(key=k_problem)))
+    state = TrainState(jnp.zeros((), jnp.int32), k_root, state, problem.init_state(key=k_problem))
+    return own(problem, trainer, state)
+
+
+def own(problem: AbstractProblem, trainer: AbstractTrainer, state: TrainState) -> TrainState:
+    """A copy that may be donated; NumPy's arrays stay such where Python is what reads them."""
+    hosts = {"trainer": not trainer.traceable, "problem": not problem.traceable}
+    parts = {name: fresh(getattr(state, name), host=host) for name, host in hosts.items()}
+    return TrainState(fresh(state.step), fresh(state.key), **parts)
 
 
 def _start(trainer: AbstractTrainer, params: Any, domain: PyTree, key: Key[Array, ""]) -> Any:
     return trainer.init(params, domain, key=key)
 
 
-def _array(name: str, leaf: Any) -> Array:
+def _array(name: str, leaf: Any) -> Array | np.ndarray:
     if not eqx.is_array_like(leaf):
         raise ValueError(
             f"`{name}` is {leaf!r}, not an array. `Problem.init` returns the trained leaves and nothing else: "
             "for a model that is a module, `equinox.filter(model, equinox.is_inexact_array)`."
         )
-    return jnp.asarray(leaf)
+    return leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)
 
 
 def keys(state: TrainState) -> tuple[Key[Array, ""], Key[Array, ""], Key[Array, ""]]:
@@ -127,16 +139,19 @@ def _ask(trainer: AbstractTrainer, state: TrainState) -> PyTree:
 
 def _tell(trainer: AbstractTrainer, state: TrainState, query: PyTree, answer: PyTree) -> tuple[Any, Metrics]:
     new, own = trainer.tell(state.trainer, query, answer, key=keys(state)[2])
-    losses = [a.loss for a in answers(answer)]
+    metrics = _measured([a.loss for a in answers(answer)], trainer.params(new))
+    return _unless(metrics["lost"], new, state.trainer), {**own, **metrics}
+
+
+@exactly
+def _measured(losses: list[Any], params: Any) -> Metrics:
     ok = [jnp.isfinite(x) for x in losses]
-    moved = [jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(trainer.params(new)) if _is_float(x)]
-    lost = jnp.any(jnp.stack([*[~jnp.any(x) for x in ok], *[~x for x in moved]]))
+    moved = [jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(params) if _is_float(x)]
     all_ok, every = jnp.concatenate(ok), jnp.concatenate(losses)
-    metrics = {
+    return {
         "loss": jnp.mean(every, where=all_ok),
         "best": jnp.min(every, where=all_ok, initial=jnp.inf),
         "failed": jnp.sum(~all_ok),
-        "lost": lost,
+        "lost": jnp.any(jnp.stack([*[~jnp.any(x) for x in ok], *[~x for x in moved]])),
         "evaluations": jnp.asarray(every.size),
     }
-    return _unless(lost, new, state.trainer), {**own, **metrics}

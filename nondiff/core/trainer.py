@@ -55,6 +55,16 @@ class AbstractTrainer(eqx.Module, Generic[State]):
     def params(self, state: State) -> Params:
         """What to deploy if training stopped now."""
 
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """Why I may come to an end by myself; none by default."""
+        return ()
+
+    def ended(self, state: State) -> Int[Array, ""] | int:
+        """0 while there may be something to gain, else the number of my reason among `endings`, from 1."""
+        del state
+        return 0
+
 
 def at(value: Scheduled, step: Int[Array, ""]) -> Float[Array, ""]:
     """A rate or a sigma at this step."""

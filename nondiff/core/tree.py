@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import PyTree
 
 
@@ -61,8 +62,8 @@ def is_key(x: Any) -> bool:
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def fresh(tree: PyTree) -> PyTree:
-    """A copy with its own buffers and strong types.
+def fresh(tree: PyTree, *, host: bool = False) -> PyTree:
+    """A copy with its own buffers and strong types; on the `host` NumPy's arrays stay such.
 
     A weakly typed leaf comes back strong from a step and would compile it a second time; a buffer that the caller
     still holds, or that stands twice in a state, must not be donated.
@@ -73,6 +74,8 @@ def fresh(tree: PyTree) -> PyTree:
             return x
         if is_key(x):
             return jax.random.clone(x)
+        if host and isinstance(x, np.ndarray):
+            return x.copy()
         x = jnp.asarray(x)
         return jnp.array(jax.lax.convert_element_type(x, x.dtype), copy=True)
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from nondiff.core.evaluator import AbstractEvaluator, weigh
+from nondiff.core.exact import exactly, is_exact
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Query, map_queries, queries
 from nondiff.core.trainer import check_count
@@ -54,8 +55,10 @@ class Host(AbstractEvaluator):
                 "JAX can trace the problem, or a trainer that needs no gradient: `OpenES`, `Genetic`."
             )
         parts = [self._part(problem, query, batch, i) for i in range(0, len(query), self.chunk)]
-        loss, penalty, cases, aux = jtu.tree_map(lambda *xs: jnp.asarray(np.concatenate(xs)), *parts)
-        return _weigh(query, Evaluation(loss, penalty, cases, aux=aux), self.chunk)
+        loss, penalty, cases, aux = jtu.tree_map(lambda *xs: np.concatenate(xs), *parts)
+        if not is_exact(query):
+            loss, penalty, cases = jtu.tree_map(jnp.asarray, (loss, penalty, cases))
+        return _weigh(query, Evaluation(loss, penalty, cases, aux=jtu.tree_map(jnp.asarray, aux)), self.chunk)
 
     def _part(self, problem: AbstractProblem, query: Query, batch: Batch, start: int) -> tuple[Any, ...]:
         n = min(self.chunk, len(query) - start)
@@ -74,13 +77,13 @@ class Host(AbstractEvaluator):
         return loss, np.asarray(penalty), value if query.wants.cases else None, aux
 
 
-@eqx.filter_jit
+@exactly
 def _members(query: Query, start: Array, n: int) -> tuple[PyTree, Array, Array]:
     members = query.population.take(start + jnp.arange(n))
     return members, jax.lax.dynamic_slice_in_dim(query.keys, start, n), jax.vmap(query.penalty)(members)
 
 
-_weigh = eqx.filter_jit(lambda query, answer, chunk: weigh(query, answer, chunk=chunk))
+_weigh = exactly(lambda query, answer, chunk: weigh(query, answer, chunk=chunk))
 
 
 def _numpy(tree: PyTree) -> PyTree:

@@ -21,7 +21,8 @@ class BlackBox(AbstractProblem):
     **Arguments:**
 
     - `fn`: takes `x`, returns one number; NaN for a failed evaluation. Written with JAX it is compiled, and may be
-      differentiated; anything else is plain Python on NumPy arrays (`float32`, or `float64` under x64).
+      differentiated; anything else is plain Python on NumPy arrays, of 64 bits if `x0` and the trainer have them
+      (`CMAES` has), else of 32.
     - `x0`: the starting point: a number, an array, or any pytree of them. Not changed.
     - `domain`: a `Real`, `Integer` or `Categorical`, or a tree of them, a prefix of `x0`; floats default to `Real()`.
     - `vectorized`: `fn` takes a whole chunk, every leaf `[n, ...]`, and returns `[n]` losses (default False).
@@ -64,6 +65,8 @@ class BlackBox(AbstractProblem):
         self.domains = complete(domain, self.x0)
         check_inside(self.x0, self.domains)
         self.compiled = self._probe() if traceable is None else traceable
+        if self.compiled:
+            self.x0 = jtu.tree_map(jnp.asarray, self.x0)
 
     @property
     def traceable(self) -> bool:
@@ -126,4 +129,4 @@ def _array(name: str, leaf: Any) -> Array:
         leaf = np.asarray(None)
     if not jnp.issubdtype(leaf.dtype, jnp.number):
         raise ValueError(f"`BlackBox(x0)`: `{name}` is {leaf.dtype}; expected numbers.")
-    return jnp.asarray(leaf)
+    return leaf if leaf.dtype == np.float64 else jnp.asarray(leaf)

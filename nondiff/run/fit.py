@@ -11,9 +11,9 @@ from jaxtyping import Array, Key
 
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.problem import AbstractProblem, Params
-from nondiff.core.step import TrainState, init
+from nondiff.core.step import TrainState, init, own
 from nondiff.core.trainer import AbstractTrainer, check_count
-from nondiff.core.tree import fresh, is_key
+from nondiff.core.tree import is_key
 from nondiff.evaluators import Host, Vmap
 from nondiff.run.batches import Batches, source_of
 from nondiff.run.callback import Callback, Measure, Moment, Row, Stop
@@ -133,7 +133,7 @@ def _first_state(problem: AbstractProblem, trainer: AbstractTrainer, key: Any, s
     lines = differences(describe(state), describe(shapes), "in the state")
     if lines:
         raise ValueError("\n".join(["`fit(state=...)` is a state of another problem or trainer:", *lines]))
-    return fresh(state)
+    return own(problem, trainer, state)
 
 
 def checked_key(owner: str, key: Any) -> Key[Array, ""]:
@@ -193,10 +193,13 @@ class _Run:
         while self.stepper.done < self.steps:
             done = self.stepper.done
             count = min([self.steps - done, *(pause - done % pause for pause in pauses)])
-            ended = self.stepper.advance(count, self.log_every) == 0
+            reason = self.stepper.ended()
+            ended = reason is not None or self.stepper.advance(count, self.log_every) == 0
             done = self.stepper.done
             row_due = done == self.steps or (done % self.log_every == 0 and not ended)
-            reason = self._pause(row_due, f"the batches ended after {done} steps" if ended else None)
+            if ended and reason is None:
+                reason = f"the batches ended after {done} steps"
+            reason = self._pause(row_due, reason)
             if reason is not None:
                 return reason
             signals.raise_noted(f"stopped after step {done}", self.stepper.state)

@@ -50,6 +50,11 @@ class Stepper:
     def done(self) -> int:
         return self._at[1]
 
+    def ended(self) -> str | None:
+        """Why the trainer came to an end by itself."""
+        number, trainer = int(self.parts[1].ended(self.state.trainer)), self.parts[1]
+        return trainer.endings[number - 1] if number else None
+
     def advance(self, count: int, most: int) -> int:
         """Up to `count` steps, fewer if the batches end; how many. `most` bounds every `count` of a run."""
         begin, before = time.perf_counter(), self.done
@@ -76,7 +81,7 @@ class Stepper:
         """An error or a signal in the middle keeps the steps before it."""
         del most
         one, lost, end = _one if self.plan.compiled else step, 0, self.done + count
-        while self.done < end and not lost and (self.source is None or self.source.ready()):
+        while self.done < end and not lost and not self.ended() and (self.source is None or self.source.ready()):
             state, row = one(*self.parts, self.state, None if self.source is None else self.source.peek())
             lost = int(row["lost"])
             self._pending.append((row, None))
@@ -134,7 +139,7 @@ def _several(fixed: tuple[Any, ...], state: TrainState, count: Array) -> tuple[T
         return i + 1, metrics["lost"], state, jtu.tree_map(lambda log, x: log.at[i].set(x), log, metrics)
 
     def going(carry: tuple[Array, Array, TrainState, Any]) -> Array:
-        return (carry[0] < count) & ~carry[1]  # a lost step is the last one
+        return (carry[0] < count) & ~carry[1] & (trainer.ended(carry[2].trainer) == 0)  # a lost step is the last one
 
     return jax.lax.while_loop(going, body, (jnp.zeros_like(count), jnp.asarray(False), state, log))[2:]
 

@@ -3,6 +3,7 @@
 from nondiff.trainers.ars import ARS
 from nondiff.trainers.backprop import Backprop
 from nondiff.trainers.best import Best
+from nondiff.trainers.cma_es import CMAES
 from nondiff.trainers.genetic import (
     AbstractCrossover,
     AbstractSelection,
@@ -15,12 +16,14 @@ from nondiff.trainers.genetic import (
 from nondiff.trainers.memetic import Memetic
 from nondiff.trainers.open_es import OpenES
 from nondiff.trainers.pgpe import PGPE
+from nondiff.trainers.sep_cma_es import SepCMAES
 from nondiff.trainers.snes import SNES
 from nondiff.trainers.split import Split
 from nondiff.trainers.weighting import CentredRanks, LogRanks, ZScore
 
 __all__ = [
     "ARS",
+    "CMAES",
     "PGPE",
     "SNES",
     "AbstractCrossover",
@@ -33,6 +36,7 @@ __all__ = [
     "Memetic",
     "OnePointCrossover",
     "OpenES",
+    "SepCMAES",
     "Split",
     "Tournament",
     "Truncation",

@@ -4,13 +4,16 @@ What one wants of a black box whose loss is the same whenever it is asked; where
 draw would stay for ever.
 """
 
+import math
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from nondiff.core.exact import exactly
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, answers, queries
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
@@ -20,7 +23,7 @@ from nondiff.core.tree import is_none, select
 class _State(eqx.Module):
     inner: Any
     params: Params
-    loss: Float[Array, ""]
+    loss: Float[Array | np.ndarray, ""]
 
 
 class Best(AbstractTrainer[_State]):
@@ -46,7 +49,8 @@ class Best(AbstractTrainer[_State]):
         return self.inner.traceable
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
-        return _State(self.inner.init(params, domain, key=key), params, jnp.asarray(jnp.inf, dtype=float))
+        worst = np.array(math.inf)  # 64 bits, where they are kept
+        return _State(self.inner.init(params, domain, key=key), params, jnp.asarray(worst) if self.traceable else worst)
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> PyTree[Query]:
         return self.inner.ask(state.inner, key=key)
@@ -54,19 +58,33 @@ class Best(AbstractTrainer[_State]):
     def tell(
         self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
     ) -> tuple[_State, Metrics]:
-        best, loss = state.params, state.loss
-        for q, a in zip(queries(query), answers(answer), strict=True):
-            i = jnp.argmin(a.ranked)
-            member = jtu.tree_map(lambda x: x[0], q.population.take(i[None]))
-            everything = eqx.combine(member, q.others)
-            # Leaves of trainers outside of me are not mine to keep.
-            member = jtu.tree_map(
-                lambda x, new: None if x is None else new.astype(x.dtype), best, everything, is_leaf=is_none
-            )
-            better = a.ranked[i] < loss
-            best, loss = select(better, member, best), jnp.where(better, a.ranked[i].astype(loss.dtype), loss)
+        best, loss = _better(state.params, state.loss, queries(query), answers(answer))
         inner, metrics = self.inner.tell(state.inner, query, answer, key=key)
         return _State(inner, best, loss), {**metrics, "best_ever": loss}
 
     def params(self, state: _State) -> Params:
         return state.params
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        return self.inner.endings
+
+    def ended(self, state: _State) -> Any:
+        return self.inner.ended(state.inner)
+
+
+@exactly
+def _better(
+    best: Params, loss: Float[Array | np.ndarray, ""], asked: list[Query], answered: list[Evaluation]
+) -> tuple[Params, Float[Array | np.ndarray, ""]]:
+    for q, a in zip(asked, answered, strict=True):
+        i = jnp.argmin(a.ranked)
+        member = jtu.tree_map(lambda x: x[0], q.population.take(i[None]))
+        everything = eqx.combine(member, q.others)
+        # Leaves of trainers outside of me are not mine to keep.
+        member = jtu.tree_map(
+            lambda x, new: None if x is None else new.astype(x.dtype), best, everything, is_leaf=is_none
+        )
+        better = a.ranked[i] < loss
+        best, loss = select(better, member, best), jnp.where(better, a.ranked[i].astype(loss.dtype), loss)
+    return best, loss

@@ -116,3 +116,10 @@ class Memetic(AbstractTrainer[_State]):
 
     def params(self, state: _State) -> Params:
         return self.inner.params(state.inner)
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        return self.inner.endings
+
+    def ended(self, state: _State) -> Any:
+        return self.inner.ended(state.inner)

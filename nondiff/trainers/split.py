@@ -8,6 +8,7 @@ Three examples:
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import equinox as eqx
@@ -103,6 +104,13 @@ class Split(AbstractTrainer[_State]):
 
     def params(self, state: _State) -> Params:
         return eqx.combine(*[self.trainers[name].params(state[name]) for name in sorted(state)])
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        return ("the trainer of every part has come to its end",)
+
+    def ended(self, state: _State) -> Any:
+        return math.prod((self.trainers[name].ended(state[name]) != 0) * 1 for name in sorted(state))
 
 
 def _without_foreign(labels: PyTree, params: Params) -> PyTree:

@@ -57,12 +57,15 @@ class LogRanks(AbstractWeighting):
     def __call__(self, losses: Float[Array, " pop"]) -> Float[Array, " pop"]:
         n = losses.size
         raw = jnp.maximum(0.0, jnp.log(n / 2 + 1) - jnp.log(jnp.arange(1, n + 1)))
-        better = jnp.concatenate(
-            [jnp.zeros(1), jnp.cumsum(raw / jnp.sum(raw))]
-        )  # the sum of the utilities before a rank
         below, through = _places(losses)
-        ties = through - below
-        return jnp.where(ties == n, 0.0, 1 / n - (better[through] - better[below]) / ties).astype(losses.dtype)
+        return jnp.where(through - below == n, 0.0, 1 / n - by_rank(raw / jnp.sum(raw), losses)).astype(losses.dtype)
+
+
+def by_rank(weights: Float[Array, " pop"], losses: Float[Array, " pop"]) -> Float[Array, " pop"]:
+    """The weight of each loss, of a list whose first is that of the best; equal losses share theirs."""
+    before = jnp.concatenate([jnp.zeros(1, weights.dtype), jnp.cumsum(weights)])  # the sum of the weights of the better
+    below, through = _places(losses)
+    return (before[through] - before[below]) / (through - below)
 
 
 def _places(losses: Float[Array, " pop"]) -> tuple[Int[Array, " pop"], Int[Array, " pop"]]:

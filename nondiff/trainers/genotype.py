@@ -1,0 +1,129 @@
+"""Mixed parameters as one vector of real numbers, without bounds: where a covariance is learned.
+
+A real leaf is itself, or its logarithm. A bounded one is folded into its bounds by a function that is the identity
+inside, but for a parabola near a bound, and mirrored beyond it (Hansen, 2009, "CMA-ES with boundary handling", the
+transformation of pycma): every vector has a point, smoothly, and no member lies outside. An integer is the nearest one.
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from nondiff.core.domain import AbstractDomain, Integer, Real, is_domain
+from nondiff.core.problem import Params
+from nondiff.core.tree import map_named
+
+
+class Genotype(eqx.Module):
+    """How a vector becomes parameters shaped like `like`."""
+
+    like: Params
+    domain: PyTree
+
+    def vector(self, params: Params, kind: Any = None) -> Float[Array, " n"]:
+        """The vector of a point inside of the domain."""
+
+        def one(x: Array, d: AbstractDomain) -> Array:
+            x = jnp.asarray(x, kind or jnp.promote_types(x.dtype, jnp.float32))
+            if isinstance(d, Real):
+                x = _unfold(d.encode(x), *_ends(d, x))
+            return x.ravel()
+
+        parts = jtu.tree_leaves(jtu.tree_map(one, params, self.domain))
+        return jnp.concatenate(parts) if parts else jnp.zeros(0)
+
+    def params(self, vector: Float[Array, " n"]) -> Params:
+        """The point of a vector, every leaf of its own type."""
+        leaves, treedef = jtu.tree_flatten(self.like)
+        ends = np.cumsum([math.prod(x.shape) for x in leaves])[:-1]
+        parts = [u.reshape(x.shape) for u, x in zip(jnp.split(vector, ends), leaves, strict=True)]
+
+        def one(u: Array, x: Array, d: AbstractDomain) -> Array:
+            if isinstance(d, Real):
+                u = d.decode(_fold(u, *_ends(d, u)))
+                return d.clip(u.astype(x.dtype))
+            return d.clip(jnp.round(u)).astype(x.dtype)
+
+        return jtu.tree_map(one, treedef.unflatten(parts), self.like, self.domain)
+
+    def integers(self) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the greatest value of every coordinate that is a whole number; NaN for the others."""
+
+        def ends(x: Array, d: AbstractDomain) -> np.ndarray:
+            pair = (d.lo, d.hi) if isinstance(d, Integer) else (math.nan, math.nan)
+            return np.broadcast_to(np.array(pair)[:, None], (2, math.prod(x.shape)))
+
+        parts = jtu.tree_leaves(jtu.tree_map(ends, self.like, self.domain))
+        least, greatest = np.concatenate(parts, 1) if parts else np.zeros((2, 0))
+        return least, greatest
+
+    def ranges(self) -> PyTree:
+        """How far apart the bounds of every leaf are, on the vector's scale; `None` where it has not both."""
+
+        def one(d: AbstractDomain) -> Any:
+            if isinstance(d, Integer):
+                return float(d.hi - d.lo)
+            if not isinstance(d, Real) or d.lo is None or d.hi is None:
+                return None
+            return d.encode(d.hi) - d.encode(d.lo)
+
+        return jtu.tree_map(one, self.domain, is_leaf=is_domain)
+
+    def spread_out(self, tree: PyTree) -> Float[Array, " n"]:
+        """The vector of something that every leaf, or coordinate, has one of."""
+        parts = jtu.tree_map(lambda x, y: jnp.broadcast_to(y, x.shape).ravel(), self.like, tree)
+        return jnp.concatenate([jnp.zeros(0), *jtu.tree_leaves(parts)])
+
+
+def check_ordered(owner: str, params: Params, domain: PyTree) -> None:
+    """**Raises** `ValueError` for a leaf without an order, on which there are no steps of a length."""
+
+    def one(name: str, leaf: Any, domain: Any) -> None:
+        if not isinstance(domain, Real | Integer):
+            raise ValueError(
+                f"`{owner}` cannot move `{name}` ({leaf.dtype}, {domain}): it needs values with an order, `Real` or "
+                f"`Integer`. Give that leaf to another trainer, `Split({{'rest': {owner}(...), 'search': "
+                "Genetic(...)}, labels)`."
+            )
+
+    map_named(one, params, domain)
+
+
+def _ends(d: Real, like: Array) -> tuple[Array | None, Array | None, Any, Any]:
+    """The bounds where steps are taken, and how near to each the parabola begins."""
+    lo, hi = (None if b is None else d.encode(jnp.asarray(b, like.dtype)) for b in (d.lo, d.hi))
+    most = jnp.inf if lo is None or hi is None else (hi - lo) / 2
+    below, above = (None if b is None else jnp.minimum(most, (1 + jnp.abs(b)) / 20) for b in (lo, hi))
+    return lo, hi, below, above
+
+
+def _fold(u: Array, lo: Any, hi: Any, a: Any, b: Any) -> Array:
+    """Inside `lo .. hi`. Mirrored at `lo - a` and `hi + b`, whose images are the bounds."""
+    if lo is not None and hi is not None:
+        turn = 2 * (hi + b - lo + a)
+        t = jnp.mod(u - (lo - a), turn)
+        u = lo - a + jnp.minimum(t, turn - t)
+    elif lo is not None:
+        u = lo - a + jnp.abs(u - (lo - a))
+    elif hi is not None:
+        u = hi + b - jnp.abs(hi + b - u)
+    if lo is not None:
+        u = jnp.where(u < lo + a, lo + (u - (lo - a)) ** 2 / (4 * a), u)
+    if hi is not None:
+        u = jnp.where(u > hi - b, hi - (u - (hi + b)) ** 2 / (4 * b), u)
+    return u
+
+
+def _unfold(x: Array, lo: Any, hi: Any, a: Any, b: Any) -> Array:
+    """The vector's own coordinate of a point inside."""
+    u = x
+    if lo is not None:
+        u = jnp.where(x < lo + a, lo - a + 2 * jnp.sqrt(a * jnp.maximum(x - lo, 0)), u)
+    if hi is not None:
+        u = jnp.where(x > hi - b, hi + b - 2 * jnp.sqrt(b * jnp.maximum(hi - x, 0)), u)
+    return u
