@@ -131,5 +131,5 @@ def weigh(query: Query, answer: Evaluation, *, chunk: int) -> Evaluation:
     """The answer with the weighted sums that the query asks for."""
     if query.weigh is None:
         return answer
-    weights = query.weigh(answer.total)
+    weights = query.weigh(jnp.asarray(answer.total))
     return dataclasses.replace(answer, sums=query.population.sums(weights, chunk=chunk))

@@ -87,7 +87,7 @@ class Evaluation(eqx.Module):
     aux: PyTree = None
 
     @property
-    def total(self) -> Float[Array, "*pop"]:
+    def total(self) -> Float[Array | np.ndarray, "*pop"]:
         """What ranks and selections see."""
         return self.loss + self.penalty
 

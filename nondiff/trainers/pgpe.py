@@ -89,7 +89,7 @@ class PGPE(AbstractTrainer[Adaptive]):
         # delta sigma ~ sum_k (mean of the pair's two - baseline) (e_k^2 - sigma^2) / sigma, here along log sigma.
         # Weights sum to zero, which is the baseline; divided by their deviation, their scale does not matter. On a
         # slope all pairs are equal, and what deviates is rounding: not less than a hundredth of the members' own.
-        members = self.weighting(answer.total)
+        members = self.weighting(jnp.asarray(answer.total))
         weights = jnp.sum(members.reshape(-1, 2), 1)
         deviation = jnp.maximum(jnp.std(weights), 0.01 * jnp.std(members))
         rate = self.sigma_rate / (2**0.5 * jnp.where(deviation > 0, weights.size * deviation, 1.0))
