@@ -75,7 +75,12 @@ def _array(name: str, leaf: Any) -> Array | np.ndarray:
 
 def keys(state: TrainState) -> tuple[Key[Array, ""], Key[Array, ""], Key[Array, ""]]:
     """The keys of this step: for the batch, for `ask`, for `tell`."""
-    k_batch, k_ask, k_tell = jr.split(jr.fold_in(state.key, state.step), 3)
+    return _keys(state.key, state.step)
+
+
+@jax.jit
+def _keys(key: Key[Array, ""], step: Int[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""], Key[Array, ""]]:
+    k_batch, k_ask, k_tell = jr.split(jr.fold_in(key, step), 3)
     return k_batch, k_ask, k_tell
 
 

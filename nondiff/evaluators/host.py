@@ -58,7 +58,8 @@ class Host(AbstractEvaluator):
         loss, penalty, cases, aux = jtu.tree_map(lambda *xs: np.concatenate(xs), *parts)
         if not is_exact(query):
             loss, penalty, cases = jtu.tree_map(jnp.asarray, (loss, penalty, cases))
-        return _weigh(query, Evaluation(loss, penalty, cases, aux=jtu.tree_map(jnp.asarray, aux)), self.chunk)
+        answer = Evaluation(loss, penalty, cases, aux=jtu.tree_map(jnp.asarray, aux))
+        return answer if query.weigh is None else _weigh(query, answer, self.chunk)
 
     def _part(self, problem: AbstractProblem, query: Query, batch: Batch, start: int) -> tuple[Any, ...]:
         n = min(self.chunk, len(query) - start)
