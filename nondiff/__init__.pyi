@@ -65,10 +65,13 @@ from .run.stopping import Target as Target
 from .run.stopping import WallClock as WallClock
 from .run.tensorboard import TensorBoard as TensorBoard
 from .trainers import ARS as ARS
+from .trainers import BIPOP as BIPOP
 from .trainers import CMAES as CMAES
+from .trainers import IPOP as IPOP
 from .trainers import PGPE as PGPE
 from .trainers import SNES as SNES
 from .trainers import AbstractCrossover as AbstractCrossover
+from .trainers import AbstractSchedule as AbstractSchedule
 from .trainers import AbstractSelection as AbstractSelection
 from .trainers import Backprop as Backprop
 from .trainers import Best as Best
@@ -78,6 +81,8 @@ from .trainers import LogRanks as LogRanks
 from .trainers import Memetic as Memetic
 from .trainers import OnePointCrossover as OnePointCrossover
 from .trainers import OpenES as OpenES
+from .trainers import Restart as Restart
+from .trainers import Same as Same
 from .trainers import SepCMAES as SepCMAES
 from .trainers import Split as Split
 from .trainers import Tournament as Tournament

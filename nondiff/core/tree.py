@@ -74,8 +74,8 @@ def fresh(tree: PyTree, *, host: bool = False) -> PyTree:
             return x
         if is_key(x):
             return jax.random.clone(x)
-        if host and isinstance(x, np.ndarray):
-            return x.copy()
+        if host and isinstance(x, np.ndarray | np.generic):
+            return np.array(x)
         x = jnp.asarray(x)
         return jnp.array(jax.lax.convert_element_type(x, x.dtype), copy=True)
 

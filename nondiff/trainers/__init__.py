@@ -16,6 +16,7 @@ from nondiff.trainers.genetic import (
 from nondiff.trainers.memetic import Memetic
 from nondiff.trainers.open_es import OpenES
 from nondiff.trainers.pgpe import PGPE
+from nondiff.trainers.restart import BIPOP, IPOP, AbstractSchedule, Restart, Same
 from nondiff.trainers.sep_cma_es import SepCMAES
 from nondiff.trainers.snes import SNES
 from nondiff.trainers.split import Split
@@ -23,10 +24,13 @@ from nondiff.trainers.weighting import CentredRanks, LogRanks, ZScore
 
 __all__ = [
     "ARS",
+    "BIPOP",
     "CMAES",
+    "IPOP",
     "PGPE",
     "SNES",
     "AbstractCrossover",
+    "AbstractSchedule",
     "AbstractSelection",
     "Backprop",
     "Best",
@@ -36,6 +40,8 @@ __all__ = [
     "Memetic",
     "OnePointCrossover",
     "OpenES",
+    "Restart",
+    "Same",
     "SepCMAES",
     "Split",
     "Tournament",

@@ -165,14 +165,14 @@ def _first(trainer: AbstractCMA, genotype: Genotype, widths: PyTree, exact: Any)
     units = jnp.maximum(units / sigma, jnp.finfo(units.dtype).eps)  # a range may be 0
     n, found = mean.size, trainer.rates(mean.size)
     every = max(1, int(1 / (10 * max(n, 1) * (found.one + found.many))))  # tutorial, B.2
-    zero, none = jnp.zeros_like(mean), jnp.full(_recent(trainer, n), jnp.inf, mean.dtype)
+    zero, none = jnp.zeros_like(mean), jnp.full(_recent(n), jnp.inf, mean.dtype)
     spread, count = trainer.spread(mean, every), jnp.zeros((), jnp.int32)
     return _State(mean, sigma, units, spread, zero, zero, genotype, sigma, none, none, none[0], count, count)
 
 
-def _recent(trainer: AbstractCMA, n: int) -> int:
-    """How many steps are many."""
-    return 120 + int(30 * n / trainer.size(n))
+def _recent(n: int) -> int:
+    """How many steps are many. Whatever the population, so that a state keeps its shapes where that changes."""
+    return 120 + int(30 * n / (4 + 3 * math.log(max(n, 1))))
 
 
 @exactly

@@ -1,0 +1,264 @@
+"""Restarts: a search that has come to its end begins anew, with a larger population (IPOP: Auger & Hansen, 2005, "A
+Restart CMA Evolution Strategy With Increasing Population Size", https://doi.org/10.1109/CEC.2005.1554902), or now with
+a large and now with a small one (BIPOP: Hansen, 2009, "Benchmarking a BI-population CMA-ES on the BBOB-2009 Function
+Testbed", https://doi.org/10.1145/1570256.1570333).
+
+A local search finds the bottom of one valley. Many of them, or ones that see more of the landscape at once, find more.
+"""
+
+import abc
+import dataclasses
+import math
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+
+from nondiff.core.domain import AbstractDomain, Real
+from nondiff.core.problem import Params
+from nondiff.core.query import Evaluation, Query, answers, queries
+from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_trainers
+from nondiff.core.tree import split_like
+
+
+def _check_factor(owner: str, factor: Any) -> None:
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 < factor < math.inf:
+        raise ValueError(f"`{owner}(factor={factor!r})`: expected a number above 1, for example 2.")
+
+
+class Try(NamedTuple):
+    """One start of the search: how its trainer differs from the first one."""
+
+    population: float
+    """Times the first one."""
+    sigma: float
+    """Times the first one."""
+    most: float
+    """Evaluations after which it ends in any case."""
+
+
+class AbstractSchedule(eqx.Module):
+    """How a search differs from those before it."""
+
+    @abc.abstractmethod
+    def __call__(self, large: int, spent: tuple[int, int], last: int, dice: np.ndarray) -> tuple[Try, bool]:
+        """The next try, and whether it is one of the large ones.
+
+        `large`: how many of these there were; `spent`: evaluations in large ones and in small ones; `last`: in the last
+        large one; `dice`: two numbers, uniform in [0, 1).
+        """
+
+
+class Same(AbstractSchedule):
+    """The same search again."""
+
+    def __call__(self, large: int, spent: tuple[int, int], last: int, dice: np.ndarray) -> tuple[Try, bool]:
+        return Try(1.0, 1.0, math.inf), True
+
+
+class IPOP(AbstractSchedule):
+    """The population grows by `factor` (default 2) with every try."""
+
+    factor: int | float = eqx.field(static=True, default=2)
+
+    def __check_init__(self) -> None:
+        _check_factor("IPOP", self.factor)
+
+    def __call__(self, large: int, spent: tuple[int, int], last: int, dice: np.ndarray) -> tuple[Try, bool]:
+        return Try(float(self.factor) ** large, 1.0, math.inf), True
+
+
+class BIPOP(AbstractSchedule):
+    """Like `IPOP`, and between those tries small ones, each time with whatever has used fewer evaluations so far.
+
+    A small one has a population between the first one and half of the last large one, a sigma of down to a hundredth
+    of the first, and at most half of the evaluations of the last large one.
+    """
+
+    factor: int | float = eqx.field(static=True, default=2)
+
+    def __check_init__(self) -> None:
+        _check_factor("BIPOP", self.factor)
+
+    def __call__(self, large: int, spent: tuple[int, int], last: int, dice: np.ndarray) -> tuple[Try, bool]:
+        if large == 0 or spent[0] <= spent[1]:
+            return Try(float(self.factor) ** large, 1.0, math.inf), True
+        half = 0.5 * float(self.factor) ** (large - 1)
+        return Try(max(1.0, half ** (dice[0] ** 2)), 10 ** (-2 * dice[1]), last / 2), False
+
+
+class _State(eqx.Module):
+    inner: Any
+    start: Params
+    domain: PyTree
+    now: Try
+    large: Any
+    """Is the present try one of the large ones?"""
+    counts: "_Counts"
+    best: Any
+    """Of this try."""
+    done: Any
+    """1 after the last try."""
+
+
+class _Counts(NamedTuple):
+    """Whole numbers, on the host."""
+
+    population: Any
+    """The first one."""
+    tries: Any
+    large: Any
+    """Of the tries that were large."""
+    spent: Any
+    """Evaluations in small tries, and in large ones."""
+    last: Any
+    """Evaluations in the last large try."""
+    used: Any
+    """Evaluations in this try."""
+    since: Any
+    """Steps of this try without a better loss."""
+
+
+class Restart(AbstractTrainer[_State]):
+    """`inner`, begun anew whenever it has come to its end.
+
+    **Arguments:**
+
+    - `inner`: any trainer. What grows and shrinks are its arguments `population` and `sigma`.
+    - `schedule`: `IPOP()` (default), `BIPOP()`, or `Same()`, which needs no `population`.
+    - `tries`: how many starts at most, the first one included (default 10).
+    - `on`: steps without a better loss that end a try, for trainers that never end by themselves, or earlier than they
+      do; default `None`: only what `inner` says itself (`CMAES` does).
+
+    A try begins at a uniform point of the leaves that have bounds on both sides, and where the first one began of the
+    others. `params` are those of the present try: to keep the best of all, `Best(Restart(...))`, as `minimise` does.
+
+    Not traceable: a larger population is compiled once, when its try begins.
+
+    **Raises** `ValueError` for fewer than one try or step, for a trainer that never ends without `on`, and for a
+    schedule that changes what the trainer has not.
+
+    >>> import jax, nondiff, numpy as np
+    >>> def rastrigin(x):
+    ...     return float(np.sum(x**2 + 10 * (1 - np.cos(2 * np.pi * x))))
+    >>> problem = nondiff.BlackBox(rastrigin, np.full(2, 3.0), domain=nondiff.Real(-5, 5))
+    >>> trainer = nondiff.Best(Restart(nondiff.CMAES(sigma=2.0)))
+    >>> stop = [nondiff.Target(1e-8, "best_ever")]
+    >>> result = nondiff.fit(problem, trainer, steps=2_000, key=jax.random.key(0), stop=stop, log_every=1)
+    >>> bool(np.allclose(result.params, 0.0, atol=1e-4))
+    True
+    """
+
+    inner: AbstractTrainer
+    schedule: AbstractSchedule = eqx.field(kw_only=True, default=IPOP())
+    tries: int = eqx.field(kw_only=True, static=True, default=10)
+    on: int | None = eqx.field(kw_only=True, static=True, default=None)
+    traceable: ClassVar[bool] = False
+
+    def __check_init__(self) -> None:
+        check_trainers("Restart", self.inner)
+        check_count("Restart", "tries", self.tries)
+        name = type(self.inner).__name__
+        if self.on is not None:
+            check_count("Restart", "on", self.on)
+        elif not self.inner.endings:
+            raise ValueError(f"`Restart(on=None)`: `{name}` never ends by itself; give steps, for example `on=100`.")
+        if not isinstance(self.schedule, Same) and not hasattr(self.inner, "population"):
+            raise ValueError(f"`Restart(schedule={self.schedule})`: `{name}` has no `population`; use `Same()`.")
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        return (f"all {self.tries} tries have come to their ends",)
+
+    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
+        k_try, k_size = jr.split(key)
+        first = _ask(self.inner, self.inner.init(params, domain, key=k_size), k_size)
+        population = sum(len(q) for q in queries(first))
+        counts = _Counts(population, 0, 0, np.zeros(2, int), 0, 0, 0)
+        return self._begin(params, params, domain, counts, k_try)
+
+    def ask(self, state: _State, *, key: Key[Array, ""]) -> PyTree[Query]:
+        return _ask(self._trainer(state), state.inner, key)
+
+    def tell(
+        self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
+    ) -> tuple[_State, Metrics]:
+        k_tell, k_try, k_point = jr.split(key, 3)
+        trainer = self._trainer(state)
+        inner, metrics = _tell(trainer, state.inner, query, answer, k_tell)
+        losses = [np.asarray(a.ranked) for a in answers(answer)]
+        made, best = sum(map(len, losses)), min(float(x.min(initial=math.inf)) for x in losses)
+        c, is_large = state.counts, int(state.large)
+        spent = c.spent + made * (np.arange(2) == is_large)
+        since = 0 if best < state.best else c.since + 1
+        c = c._replace(spent=spent, used=c.used + made, since=since, last=c.used + made if is_large else c.last)
+        metrics = {**metrics, "tries": c.tries}
+        over = trainer.ended(inner) or c.used >= state.now.most or (self.on is not None and since >= self.on)
+        if not over or c.tries == self.tries:
+            best, done = np.array(min(best, float(state.best))), np.array(over, int)
+            return dataclasses.replace(state, inner=inner, counts=_arrays(c), best=best, done=done), metrics
+        return self._begin(_anew(state.start, state.domain, k_point), state.start, state.domain, c, k_try), metrics
+
+    def params(self, state: _State) -> Params:
+        return self.inner.params(state.inner)
+
+    def ended(self, state: _State) -> int:
+        return int(state.done)
+
+    def _begin(self, point: Params, start: Params, domain: PyTree, c: _Counts, key: Key[Array, ""]) -> _State:
+        """The state at the beginning of the next try."""
+        k_dice, k_inner = jr.split(key)
+        dice = np.asarray(jr.uniform(k_dice, (2,)), float)
+        now, is_large = self.schedule(int(c.large), (int(c.spent[1]), int(c.spent[0])), int(c.last), dice)
+        c = c._replace(tries=c.tries + 1, large=c.large + is_large, used=0, since=0)
+        zero, now = np.zeros((), int), Try(*map(np.asarray, now))
+        state = _State(None, start, domain, now, zero + is_large, _arrays(c), np.array(math.inf), zero)
+        trainer = self._trainer(state)
+        return dataclasses.replace(state, inner=trainer.init(point, domain, key=k_inner))
+
+    def _trainer(self, state: _State) -> AbstractTrainer:
+        """Of the present try."""
+        changed: dict[str, Any] = {}
+        if state.now.population != 1:
+            changed["population"] = 2 * round(float(state.now.population) * int(state.counts.population) / 2)
+        if state.now.sigma != 1 and getattr(self.inner, "sigma", None) is not None:
+            changed["sigma"] = jtu.tree_map(lambda s: float(s * state.now.sigma), self.inner.sigma)  # pyright: ignore
+        return dataclasses.replace(self.inner, **changed) if changed else self.inner
+
+
+def _ask(trainer: AbstractTrainer, state: Any, key: Key[Array, ""]) -> PyTree[Query]:
+    return _asked(trainer, state, key) if trainer.traceable else trainer.ask(state, key=key)
+
+
+def _tell(trainer: AbstractTrainer, state: Any, query: Any, answer: Any, key: Key[Array, ""]) -> tuple[Any, Metrics]:
+    if trainer.traceable:
+        return _told(trainer, state, query, answer, key)
+    return trainer.tell(state, query, answer, key=key)
+
+
+@eqx.filter_jit
+def _asked(trainer: AbstractTrainer, state: Any, key: Key[Array, ""]) -> PyTree[Query]:
+    return trainer.ask(state, key=key)
+
+
+@eqx.filter_jit
+def _told(trainer: AbstractTrainer, state: Any, query: Any, answer: Any, key: Key[Array, ""]) -> tuple[Any, Metrics]:
+    return trainer.tell(state, query, answer, key=key)
+
+
+def _anew(start: Params, domain: PyTree, key: Key[Array, ""]) -> Params:
+    """Where a try begins: anywhere between two bounds, else where the first one began."""
+
+    def one(x: Array, d: AbstractDomain, k: Key[Array, ""]) -> Array:
+        bounded = not isinstance(d, Real) or (d.lo is not None and d.hi is not None)
+        return d.sample(x, jnp.ones(()), key=k).astype(x.dtype) if bounded else x
+
+    return jtu.tree_map(one, start, domain, split_like(key, start))
+
+
+def _arrays(counts: _Counts) -> _Counts:
+    return _Counts(*(np.asarray(x, np.int64) for x in counts))
