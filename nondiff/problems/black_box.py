@@ -1,5 +1,7 @@
 """A function of a point, and nothing known about it: the classic of gradient-free optimisation."""
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,12 +28,14 @@ class BlackBox(AbstractProblem):
     - `x0`: the starting point: a number, an array, or any pytree of them. Not changed.
     - `domain`: a `Real`, `Integer` or `Categorical`, or a tree of them, a prefix of `x0`; floats default to `Real()`.
     - `vectorized`: `fn` takes a whole chunk, every leaf `[n, ...]`, and returns `[n]` losses (default False).
+    - `errors`: what an exception in plain Python means: `"raise"` (default) ends the run, `"fail"` counts that point as
+      a failed evaluation, with a warning for the first one. Not for `vectorized`, where nobody knows whose it was.
     - `traceable`: may JAX trace `fn`? Default `None`: `fn(x0)` is computed once, with NumPy arrays, and a `jax.Array`
       as its answer means yes. That call also finds a wrong answer before anything is compiled. Give it to save the
       call.
 
-    **Raises** `ValueError` if `fn(x0)` is not one number, `x0` lies outside of its domain or holds something that is no
-    array, or an integer leaf has no domain.
+    **Raises** what `fn(x0)` raises, and `ValueError` if that is not one number, `x0` lies outside of its domain or
+    holds something that is no array, or an integer leaf has no domain.
 
     >>> import numpy as np
     >>> BlackBox(lambda x: float(np.sum(x**2)), np.ones(3)).traceable
@@ -46,6 +50,7 @@ class BlackBox(AbstractProblem):
     domains: PyTree
     vectorized: bool = eqx.field(static=True)
     compiled: bool = eqx.field(static=True)
+    errors: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -55,12 +60,16 @@ class BlackBox(AbstractProblem):
         domain: PyTree = None,
         vectorized: bool = False,
         traceable: bool | None = None,
+        errors: str = "raise",
     ):
         if not callable(fn):
             raise ValueError(f"`BlackBox(fn={fn!r})`: expected a function of one point.")
         if not jtu.tree_leaves(x0):
             raise ValueError(f"`BlackBox(x0={x0!r})`: there is nothing to move; give at least one number.")
-        self.fn, self.vectorized = fn, vectorized
+        if errors not in ("raise", "fail") or (errors == "fail" and vectorized):
+            way = "only for a function of one point" if vectorized else "expected 'raise' or 'fail'"
+            raise ValueError(f"`BlackBox(errors={errors!r}, vectorized={vectorized})`: {way}.")
+        self.fn, self.vectorized, self.errors = fn, vectorized, errors
         self.x0 = map_named(_array, x0)
         self.domains = complete(domain, self.x0)
         check_inside(self.x0, self.domains)
@@ -105,7 +114,16 @@ class BlackBox(AbstractProblem):
         if self.vectorized:
             return self.fn(members), None
         points = [jtu.tree_map(lambda x: x[i], members) for i in range(keys.shape[0])]
-        return np.stack([np.asarray(self.fn(point)) for point in points]), None
+        return np.stack([np.asarray(self._one(point)) for point in points]), None
+
+    def _one(self, point: Any) -> Any:
+        try:
+            return self.fn(point)
+        except Exception as error:
+            if self.errors == "raise":
+                raise
+            warnings.warn(f"`fn` raised {error!r}; that evaluation has failed.", stacklevel=2)
+            return math.nan
 
     def domain(self, params: Params) -> PyTree:
         del params

@@ -23,7 +23,7 @@ from nondiff.core.population import AbstractSampler, Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_positive
-from nondiff.core.tree import broadcast, map_named, none_like
+from nondiff.core.tree import broadcast, none_like
 from nondiff.trainers.covariance import AbstractSpread, Full, Rates, rates
 from nondiff.trainers.genotype import Genotype, check_ordered
 from nondiff.trainers.margin import with_margin
@@ -123,7 +123,10 @@ class AbstractCMA(AbstractTrainer[_State]):
         del key
         check_ordered(type(self).__name__, params, domain)
         genotype = Genotype(params, domain)
-        return _first(self, genotype, self._widths(genotype), np.zeros(()))
+        sigma = None
+        if self.sigma is not None:
+            sigma = broadcast(self.sigma, params, what=f"`{type(self).__name__}(sigma)`")
+        return _first(self, genotype, sigma, np.zeros(()))
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:
         return _asked(self, state, key)
@@ -144,22 +147,11 @@ class AbstractCMA(AbstractTrainer[_State]):
     def rates(self, n: int) -> Rates:
         return rates(max(n, 1), self.size(n), self.speed(n))
 
-    def _widths(self, genotype: Genotype) -> PyTree:
-        """The first sigma of every leaf."""
-        owner = type(self).__name__
-        if self.sigma is not None:
-            return broadcast(self.sigma, genotype.like, what=f"`{owner}(sigma)`")
-
-        def one(name: str, leaf: Array, width: Any) -> Any:
-            if width is None:
-                raise ValueError(f"`{owner}(sigma=None)`: `{name}` has no bounds to choose it by; give a number, 0.5?")
-            return 0.3 * width
-
-        return map_named(one, genotype.like, genotype.ranges())
-
 
 @exactly
-def _first(trainer: AbstractCMA, genotype: Genotype, widths: PyTree, exact: Any) -> _State:
+def _first(trainer: AbstractCMA, genotype: Genotype, sigma: PyTree, exact: Any) -> _State:
+    """`exact` says in how many bits."""
+    widths = genotype.widths() if sigma is None else sigma
     mean, units = genotype.vector(genotype.like, exact.dtype), genotype.spread_out(widths).astype(exact.dtype)
     sigma = jnp.max(units, initial=jnp.finfo(units.dtype).tiny)  # of leaves of one sigma, that is what is said of it
     units = jnp.maximum(units / sigma, jnp.finfo(units.dtype).eps)  # a range may be 0
@@ -259,7 +251,8 @@ class CMAES(AbstractCMA):
 
     - `sigma`: the first standard deviation, in units of the leaves (of their logarithms under `Real(log=True)`): a
       number, or a tree of them, a prefix of the parameters. The optimum should lie within some 3 sigma of the start.
-      Default `None`: 0.3 of each range, where every leaf has bounds.
+      Default `None`: for each leaf 0.3 of its range if it has two bounds, 1 on a log scale, else 0.3 times its largest
+      entry, at least 0.3.
     - `population`: evaluations a step, at least 4; default `None`: 4 + floor(3 ln n) for n coordinates. Larger ones
       find better optima of rugged losses, later.
     - `tolfun`, `tolx`: the search has ended when the losses of some 20 steps and of all members differ by less than

@@ -14,7 +14,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from nondiff.core.domain import AbstractDomain, Integer, Real, is_domain
+from nondiff.core.domain import AbstractDomain, Integer, Real
 from nondiff.core.problem import Params
 from nondiff.core.tree import map_named
 
@@ -62,17 +62,18 @@ class Genotype(eqx.Module):
         least, greatest = np.concatenate(parts, 1) if parts else np.zeros((2, 0))
         return least, greatest
 
-    def ranges(self) -> PyTree:
-        """How far apart the bounds of every leaf are, on the vector's scale; `None` where it has not both."""
+    def widths(self) -> PyTree:
+        """A first sigma for every leaf, on the vector's scale: 0.3 of its range, or of its size; 1 on a log scale."""
 
-        def one(d: AbstractDomain) -> Any:
+        def one(x: Array, d: AbstractDomain) -> Any:
             if isinstance(d, Integer):
-                return float(d.hi - d.lo)
-            if not isinstance(d, Real) or d.lo is None or d.hi is None:
-                return None
-            return d.encode(d.hi) - d.encode(d.lo)
+                return 0.3 * (d.hi - d.lo)
+            assert isinstance(d, Real)
+            if d.lo is not None and d.hi is not None:
+                return 0.3 * (d.encode(d.hi) - d.encode(d.lo))
+            return 1.0 if d.log else 0.3 * jnp.max(jnp.abs(x), initial=1.0)
 
-        return jtu.tree_map(one, self.domain, is_leaf=is_domain)
+        return jtu.tree_map(one, self.like, self.domain)
 
     def spread_out(self, tree: PyTree) -> Float[Array, " n"]:
         """The vector of something that every leaf, or coordinate, has one of."""

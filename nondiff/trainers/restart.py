@@ -33,11 +33,11 @@ def _check_factor(owner: str, factor: Any) -> None:
 class Try(NamedTuple):
     """One start of the search: how its trainer differs from the first one."""
 
-    population: float
+    population: Any
     """Times the first one."""
-    sigma: float
+    sigma: Any
     """Times the first one."""
-    most: float
+    most: Any
     """Evaluations after which it ends in any case."""
 
 
@@ -88,7 +88,9 @@ class BIPOP(AbstractSchedule):
         if large == 0 or spent[0] <= spent[1]:
             return Try(float(self.factor) ** large, 1.0, math.inf), True
         half = 0.5 * float(self.factor) ** (large - 1)
-        return Try(max(1.0, half ** (dice[0] ** 2)), 10 ** (-2 * dice[1]), last / 2), False
+        size = max(1.0, half ** (dice[0] ** 2))
+        size = float(self.factor) ** round(math.log(size, self.factor))  # one that has been compiled already
+        return Try(size, 10 ** (-2 * dice[1]), last / 2), False
 
 
 class _State(eqx.Module):
@@ -102,7 +104,7 @@ class _State(eqx.Module):
     best: Any
     """Of this try."""
     done: Any
-    """1 after the last try."""
+    """The number of the reason why it has ended, or 0."""
 
 
 class _Counts(NamedTuple):
@@ -134,6 +136,8 @@ class Restart(AbstractTrainer[_State]):
     - `on`: steps without a better loss that end a try, for trainers that never end by themselves, or earlier than they
       do; default `None`: only what `inner` says itself (`CMAES` does).
 
+    - `most`: evaluations in all, never exceeded (default `None`: no bound).
+
     A try begins at a uniform point of the leaves that have bounds on both sides, and where the first one began of the
     others. `params` are those of the present try: to keep the best of all, `Best(Restart(...))`, as `minimise` does.
 
@@ -157,12 +161,15 @@ class Restart(AbstractTrainer[_State]):
     schedule: AbstractSchedule = eqx.field(kw_only=True, default=IPOP())
     tries: int = eqx.field(kw_only=True, static=True, default=10)
     on: int | None = eqx.field(kw_only=True, static=True, default=None)
+    most: int | None = eqx.field(kw_only=True, static=True, default=None)
     traceable: ClassVar[bool] = False
 
     def __check_init__(self) -> None:
         check_trainers("Restart", self.inner)
         check_count("Restart", "tries", self.tries)
         name = type(self.inner).__name__
+        if self.most is not None:
+            check_count("Restart", "most", self.most)
         if self.on is not None:
             check_count("Restart", "on", self.on)
         elif not self.inner.endings:
@@ -172,7 +179,7 @@ class Restart(AbstractTrainer[_State]):
 
     @property
     def endings(self) -> tuple[str, ...]:
-        return (f"all {self.tries} tries have come to their ends",)
+        return f"all {self.tries} tries have come to their ends", f"the budget of {self.most} evaluations was spent"
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
         k_try, k_size = jr.split(key)
@@ -198,10 +205,14 @@ class Restart(AbstractTrainer[_State]):
         c = c._replace(spent=spent, used=c.used + made, since=since, last=c.used + made if is_large else c.last)
         metrics = {**metrics, "tries": c.tries}
         over = trainer.ended(inner) or c.used >= state.now.most or (self.on is not None and since >= self.on)
-        if not over or c.tries == self.tries:
-            best, done = np.array(min(best, float(state.best))), np.array(over, int)
-            return dataclasses.replace(state, inner=inner, counts=_arrays(c), best=best, done=done), metrics
-        return self._begin(_anew(state.start, state.domain, k_point), state.start, state.domain, c, k_try), metrics
+        best = np.array(min(best, float(state.best)))
+        same = dataclasses.replace(state, inner=inner, counts=_arrays(c), best=best, done=np.array(int(bool(over))))
+        new = same
+        if over and c.tries < self.tries:
+            new = self._begin(_anew(state.start, state.domain, k_point), state.start, state.domain, c, k_try)
+        if self.most is not None and c.spent.sum() + self._population(new) > self.most:
+            new = dataclasses.replace(same, done=np.array(2))
+        return new, metrics
 
     def params(self, state: _State) -> Params:
         return self.inner.params(state.inner)
@@ -220,11 +231,15 @@ class Restart(AbstractTrainer[_State]):
         trainer = self._trainer(state)
         return dataclasses.replace(state, inner=trainer.init(point, domain, key=k_inner))
 
+    def _population(self, state: _State) -> int:
+        first = int(state.counts.population)
+        return first if state.now.population == 1 else 2 * round(float(state.now.population) * first / 2)
+
     def _trainer(self, state: _State) -> AbstractTrainer:
         """Of the present try."""
         changed: dict[str, Any] = {}
         if state.now.population != 1:
-            changed["population"] = 2 * round(float(state.now.population) * int(state.counts.population) / 2)
+            changed["population"] = self._population(state)
         if state.now.sigma != 1 and getattr(self.inner, "sigma", None) is not None:
             changed["sigma"] = jtu.tree_map(lambda s: float(s * state.now.sigma), self.inner.sigma)  # pyright: ignore
         return dataclasses.replace(self.inner, **changed) if changed else self.inner
