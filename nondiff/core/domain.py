@@ -12,29 +12,32 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Key, PyTree, Shaped
+from jaxtyping import Array, Key, PyTree
 
 from nondiff.core.exact import exactly
 from nondiff.core.tree import broadcast, map_named
+
+Leaf = Array | np.ndarray
+"""NumPy's on the host, of 64 bits (`nondiff.core.exact`)."""
 
 
 class AbstractDomain(eqx.Module):
     """The values of one leaf, coordinate by coordinate."""
 
     @abc.abstractmethod
-    def check(self, leaf: Array, name: str) -> None:
+    def check(self, leaf: Leaf, name: str) -> None:
         """Raise `ValueError` if the leaf called `name` has a dtype that cannot lie in this domain."""
 
     @abc.abstractmethod
-    def sample(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+    def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
         """A fresh point, shaped like `x`: uniform where the domain is bounded, else a step of `scale` away from `x`."""
 
     @abc.abstractmethod
-    def neighbour(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+    def neighbour(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
         """A point near `x`, every coordinate moved. `scale` is a share of the range where the domain is bounded."""
 
     @abc.abstractmethod
-    def clip(self, x: Array) -> Array:
+    def clip(self, x: Leaf) -> Leaf:
         """The nearest point inside."""
 
 
@@ -58,8 +61,8 @@ class Real(AbstractDomain):
     Array([0.  , 0.25], dtype=float32)
     """
 
-    lo: Array | None = eqx.field(default=None, converter=_bound)
-    hi: Array | None = eqx.field(default=None, converter=_bound)
+    lo: Leaf | None = eqx.field(default=None, converter=_bound)
+    hi: Leaf | None = eqx.field(default=None, converter=_bound)
     log: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
@@ -79,22 +82,22 @@ class Real(AbstractDomain):
         """Is there any bound?"""
         return self.lo is not None or self.hi is not None
 
-    def check(self, leaf: Array, name: str) -> None:
+    def check(self, leaf: Leaf, name: str) -> None:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
                 f"`{name}` is {leaf.dtype}, and its domain is `Real`. Make it a float array, "
                 "or give it `Integer(lo, hi)` or `Categorical(n)`."
             )
 
-    def encode(self, x: Array) -> Array:
+    def encode(self, x: Leaf) -> Leaf:
         """To the scale on which steps are taken."""
         return jnp.log(x) if self.log else x
 
-    def decode(self, u: Array) -> Array:
+    def decode(self, u: Leaf) -> Leaf:
         """Back from that scale, inside the bounds."""
         return self.clip(jnp.exp(u) if self.log else u)
 
-    def clip(self, x: Array) -> Array:
+    def clip(self, x: Leaf) -> Leaf:
         if self.log and self.lo is None:
             x = jnp.maximum(x, jnp.finfo(x.dtype).tiny)
         if self.lo is not None:
@@ -103,13 +106,13 @@ class Real(AbstractDomain):
             x = jnp.minimum(x, self.hi.astype(x.dtype))
         return x
 
-    def sample(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+    def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
         if self.lo is None or self.hi is None:
             return self.neighbour(x, scale, key=key)
         lo, hi = self.encode(self.lo), self.encode(self.hi)
         return self.decode((lo + (hi - lo) * jr.uniform(key, x.shape)).astype(x.dtype))
 
-    def neighbour(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+    def neighbour(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
         if self.lo is not None and self.hi is not None:
             scale = scale * (self.encode(self.hi) - self.encode(self.lo))
         step = scale * jr.normal(key, x.shape)
@@ -122,7 +125,7 @@ class _Discrete(AbstractDomain):
     def ends(self) -> tuple[int, int]:
         """The least and the greatest value."""
 
-    def check(self, leaf: Array, name: str) -> None:
+    def check(self, leaf: Leaf, name: str) -> None:
         if not jnp.issubdtype(leaf.dtype, jnp.integer):
             raise ValueError(
                 f"`{name}` is {leaf.dtype}, and its domain is `{type(self).__name__}`. Make it an integer array, "
@@ -153,14 +156,14 @@ class Integer(_Discrete):
     def ends(self) -> tuple[int, int]:
         return self.lo, self.hi
 
-    def clip(self, x: Array) -> Array:
+    def clip(self, x: Leaf) -> Leaf:
         return jnp.clip(x, self.lo, self.hi)
 
-    def sample(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+    def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
         del scale
         return jr.randint(key, x.shape, self.lo, self.hi + 1).astype(x.dtype)
 
-    def neighbour(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+    def neighbour(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
         step = scale * (self.hi - self.lo) * jr.normal(key, x.shape)
         # A step of less than one would go nowhere: move by at least one, and turn round at a wall.
         wide = x.astype(jnp.promote_types(x.dtype, jnp.int32))  # the sum may not fit into a narrow dtype
@@ -186,14 +189,14 @@ class Categorical(_Discrete):
     def ends(self) -> tuple[int, int]:
         return 0, self.n - 1
 
-    def clip(self, x: Array) -> Array:
+    def clip(self, x: Leaf) -> Leaf:
         return jnp.clip(x, 0, self.n - 1)
 
-    def sample(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+    def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
         del scale
         return jr.randint(key, x.shape, 0, self.n).astype(x.dtype)
 
-    def neighbour(self, x: Array, scale: Array, *, key: Key[Array, ""]) -> Array:
+    def neighbour(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
         del scale
         wide = x.astype(jnp.promote_types(x.dtype, jnp.int32))  # the sum may not fit into a narrow dtype
         other = jr.randint(key, x.shape, 1, max(self.n, 2)).astype(wide.dtype)
@@ -212,7 +215,7 @@ def complete(domain: PyTree, params: PyTree) -> PyTree:
     """
     full = broadcast(domain, params, what="domain", is_leaf=lambda x: x is None or is_domain(x))
 
-    def one(name: str, leaf: Shaped[Array, "..."], domain: Any) -> AbstractDomain:
+    def one(name: str, leaf: Leaf, domain: Any) -> AbstractDomain:
         if domain is None and jnp.issubdtype(leaf.dtype, jnp.floating):
             return Real()
         if domain is None:
@@ -230,7 +233,7 @@ def complete(domain: PyTree, params: PyTree) -> PyTree:
 
 
 @exactly
-def _inside(domain: AbstractDomain, leaf: Array) -> Array:
+def _inside(domain: AbstractDomain, leaf: Leaf) -> Array:
     return jnp.all(domain.clip(leaf) == leaf)
 
 

@@ -140,7 +140,7 @@ def _float(loss: Any) -> Array:
     return loss if jnp.issubdtype(loss.dtype, jnp.inexact) else loss.astype(float)
 
 
-def _array(name: str, leaf: Any) -> Array:
+def _array(name: str, leaf: Any) -> Array | np.ndarray:
     try:
         leaf = np.asarray(leaf)
     except ValueError:

@@ -136,7 +136,7 @@ class Gaussian(AbstractSampler):
         """An even number of members of an even population are whole pairs: what is drawn serves both."""
         return self.antithetic and n % 2 == 0
 
-    def _dense(self, x: Array, e: Array | Factors, d: Real) -> Array:
+    def _dense(self, x: Array, e: Array | Factors, d: Real) -> Any:
         if isinstance(e, Factors):
             e = factors(*e, *_axes(x, e))
         exact = d.decode(x + e)

@@ -14,7 +14,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from nondiff.core.domain import AbstractDomain, Integer, Real
+from nondiff.core.domain import AbstractDomain, Integer, Leaf, Real
 from nondiff.core.problem import Params
 from nondiff.core.tree import map_named
 
@@ -28,7 +28,7 @@ class Genotype(eqx.Module):
     def vector(self, params: Params, kind: Any = None) -> Float[Array, " n"]:
         """The vector of a point inside of the domain."""
 
-        def one(x: Array, d: AbstractDomain) -> Array:
+        def one(x: Any, d: AbstractDomain) -> Any:
             x = jnp.asarray(x, kind or jnp.promote_types(x.dtype, jnp.float32))
             if isinstance(d, Real):
                 x = _unfold(d.encode(x), *_ends(d, x))
@@ -43,7 +43,7 @@ class Genotype(eqx.Module):
         ends = np.cumsum([math.prod(x.shape) for x in leaves])[:-1]
         parts = [u.reshape(x.shape) for u, x in zip(jnp.split(vector, ends), leaves, strict=True)]
 
-        def one(u: Array, x: Array, d: AbstractDomain) -> Array:
+        def one(u: Any, x: Leaf, d: AbstractDomain) -> Any:
             if isinstance(d, Real):
                 u = d.decode(_fold(u, *_ends(d, u)))
                 return d.clip(u.astype(x.dtype))
@@ -54,7 +54,7 @@ class Genotype(eqx.Module):
     def integers(self) -> tuple[np.ndarray, np.ndarray]:
         """The least and the greatest value of every coordinate that is a whole number; NaN for the others."""
 
-        def ends(x: Array, d: AbstractDomain) -> np.ndarray:
+        def ends(x: Leaf, d: AbstractDomain) -> np.ndarray:
             pair = (d.lo, d.hi) if isinstance(d, Integer) else (math.nan, math.nan)
             return np.broadcast_to(np.array(pair)[:, None], (2, math.prod(x.shape)))
 
@@ -65,7 +65,7 @@ class Genotype(eqx.Module):
     def widths(self) -> PyTree:
         """A first sigma for every leaf, on the vector's scale: 0.3 of its range, or of its size; 1 on a log scale."""
 
-        def one(x: Array, d: AbstractDomain) -> Any:
+        def one(x: Leaf, d: AbstractDomain) -> Any:
             if isinstance(d, Integer):
                 return 0.3 * (d.hi - d.lo)
             assert isinstance(d, Real)
@@ -95,7 +95,7 @@ def check_ordered(owner: str, params: Params, domain: PyTree) -> None:
     map_named(one, params, domain)
 
 
-def _ends(d: Real, like: Array) -> tuple[Array | None, Array | None, Any, Any]:
+def _ends(d: Real, like: Array) -> tuple[Any, Any, Any, Any]:
     """The bounds where steps are taken, and how near to each the parabola begins."""
     lo, hi = (None if b is None else d.encode(jnp.asarray(b, like.dtype)) for b in (d.lo, d.hi))
     most = jnp.inf if lo is None or hi is None else (hi - lo) / 2
@@ -120,7 +120,7 @@ def _fold(u: Array, lo: Any, hi: Any, a: Any, b: Any) -> Array:
     return u
 
 
-def _unfold(x: Array, lo: Any, hi: Any, a: Any, b: Any) -> Array:
+def _unfold(x: Any, lo: Any, hi: Any, a: Any, b: Any) -> Array:
     """The vector's own coordinate of a point inside."""
     u = x
     if lo is not None:

@@ -18,7 +18,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from nondiff.core.domain import AbstractDomain, Real
+from nondiff.core.domain import AbstractDomain, Leaf, Real
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, answers, queries
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_trainers
@@ -268,7 +268,7 @@ def _told(trainer: AbstractTrainer, state: Any, query: Any, answer: Any, key: Ke
 def _anew(start: Params, domain: PyTree, key: Key[Array, ""]) -> Params:
     """Where a try begins: anywhere between two bounds, else where the first one began."""
 
-    def one(x: Array, d: AbstractDomain, k: Key[Array, ""]) -> Array:
+    def one(x: Leaf, d: AbstractDomain, k: Key[Array, ""]) -> Leaf:
         bounded = not isinstance(d, Real) or (d.lo is not None and d.hi is not None)
         return d.sample(x, jnp.ones(()), key=k).astype(x.dtype) if bounded else x
 
