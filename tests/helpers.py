@@ -20,6 +20,7 @@ TRAINERS: dict[str, nd.AbstractTrainer] = {
     "backprop": nd.Backprop(adam()),
     "backprop_samples": nd.Backprop(optax.sgd(1.0), samples=3),
     "best_open_es": nd.Best(nd.OpenES(adam(), sigma=0.1, population=16)),
+    "cma_es": nd.CMAES(0.5),
     "genetic": nd.Genetic(population=32),
     "memetic": nd.Memetic(nd.Genetic(population=8), rate=0.5),
     "open_es": nd.OpenES(adam(), sigma=0.1, population=16),
@@ -27,6 +28,8 @@ TRAINERS: dict[str, nd.AbstractTrainer] = {
     "open_es_rank_1": nd.OpenES(adam(), sigma=0.1, population=16, rank=1),
     "pgpe": nd.PGPE(adam(), sigma=0.1, population=16),
     "pgpe_rank_1": nd.PGPE(adam(), sigma=0.1, population=16, rank=1),
+    "restart": nd.Best(nd.Restart(nd.CMAES(0.5))),
+    "sep_cma_es": nd.SepCMAES(0.5),
     "snes": nd.SNES(sigma=0.3, population=16),
     "snes_rank_1": nd.SNES(sigma=0.3, population=16, rank=1),
     "split": nd.Split(
@@ -35,7 +38,8 @@ TRAINERS: dict[str, nd.AbstractTrainer] = {
     ),
 }
 
-FOR_STEADY_LOSSES = {"best_open_es", "pgpe", "pgpe_rank_1", "snes", "snes_rank_1"}  # the latter shrink their sigma
+FOR_STEADY_LOSSES = {"best_open_es", "cma_es", "pgpe", "pgpe_rank_1", "restart", "sep_cma_es", "snes", "snes_rank_1"}
+"""Those that keep the best, and those that shrink their sigma."""
 
 WITH_GRADIENT = {"backprop", "backprop_samples", "memetic", "split"}
 

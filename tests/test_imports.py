@@ -13,6 +13,7 @@ import pytest
 import nondiff
 
 ROOT = pathlib.Path(nondiff.__file__).parent
+SHARED = ("adaptation", "cloud", "covariance", "gaussian", "genotype", "margin", "schedules", "weighting")
 PLUGINS = {"trainers", "estimators", "evaluators", "problems"}
 HEAVY = {"jax", "jaxlib", "numpy", "scipy", "optax", "equinox", "jaxtyping", "rich", "tyro"}
 
@@ -53,7 +54,7 @@ def test_arrows(path: pathlib.Path) -> None:
 @pytest.mark.parametrize("folder", sorted(PLUGINS))
 def test_methods_do_not_import_one_another(folder: str) -> None:
     """Within a folder only shared pieces are imported, which no method defines: noise, weightings."""
-    shared = {f"nondiff.trainers.{name}" for name in ("cloud", "gaussian", "weighting")}
+    shared = {f"nondiff.trainers.{name}" for name in SHARED}
     for path in (ROOT / folder).glob("*.py"):
         if path.name == "__init__.py":
             continue

@@ -16,7 +16,8 @@ from nondiff.trainers.genetic import (
 from nondiff.trainers.memetic import Memetic
 from nondiff.trainers.open_es import OpenES
 from nondiff.trainers.pgpe import PGPE
-from nondiff.trainers.restart import BIPOP, IPOP, AbstractSchedule, Restart, Same
+from nondiff.trainers.restart import Restart
+from nondiff.trainers.schedules import BIPOP, IPOP, AbstractSchedule, Same
 from nondiff.trainers.sep_cma_es import SepCMAES
 from nondiff.trainers.snes import SNES
 from nondiff.trainers.split import Split

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nondiff.trainers.cma_es import AbstractCMA
+from nondiff.trainers.adaptation import AbstractCMA
 from nondiff.trainers.covariance import Diagonal
 
 

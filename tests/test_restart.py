@@ -1,0 +1,140 @@
+"""Restarts: how often, how large, from where, within which budget; and what they find."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+import nondiff as nd
+from nondiff.trainers.schedules import Try
+
+SHIFT = np.random.default_rng(0).uniform(-3, 3, 5)
+
+
+def rastrigin(x: np.ndarray) -> np.ndarray:
+    z = x - SHIFT
+    return (z**2 + 10 * (1 - np.cos(2 * np.pi * z))).sum(-1)
+
+
+def run(trainer: nd.AbstractTrainer, f: Any = rastrigin, *, seed: int = 0, steps: int = 5_000, **options: Any) -> Any:
+    problem = nd.BlackBox(f, np.full(5, 4.0), vectorized=True, domain=nd.Real(-5, 5))
+    return nd.fit(problem, trainer, steps=steps, key=jr.key(seed), log_every=1, **options)
+
+
+def tries(schedule: nd.AbstractSchedule, made: list[int]) -> list[tuple[Try, bool]]:
+    """Of a search whose tries make so many evaluations."""
+    found, spent, last, large = [], [0, 0], 0, 0
+    for n in made:
+        found.append(schedule(large, (spent[1], spent[0]), last, np.array([0.5, 0.5])))
+        is_large = found[-1][1]
+        spent[is_large] += n
+        large, last = large + is_large, n if is_large else last
+    return found
+
+
+def test_schedules() -> None:
+    assert [t.population for t, _ in tries(nd.Same(), [1] * 3)] == [1, 1, 1]
+    assert [t.population for t, _ in tries(nd.IPOP(), [1] * 4)] == [1, 2, 4, 8]
+    assert [t.population for t, _ in tries(nd.IPOP(3), [1] * 3)] == [1, 3, 9]
+    found = tries(nd.BIPOP(), [100, 60, 60, 400, 50, 500, 900])
+    # Small ones until they have used more than the large ones: 60 + 60 > 100, then 120 + 50 + 500 > 500.
+    assert [is_large for _, is_large in found] == [True, False, False, True, False, False, True]
+    assert [t.population for t, is_large in found if is_large] == [1, 2, 4]
+    small = [t for t, is_large in found if not is_large]
+    assert all(t.sigma == pytest.approx(0.1) and t.population == 1 for t in small)
+    assert [t.most for t in small] == [50, 50, 200, 200]
+
+
+def test_populations_double_and_the_optimum_among_many_is_found() -> None:
+    sizes: list[int] = []
+
+    def counted(x: np.ndarray) -> np.ndarray:
+        sizes.append(len(x))
+        return rastrigin(x)
+
+    trainer = nd.Best(nd.Restart(nd.CMAES(2.0)))
+    result = run(trainer, counted, evaluator=nd.Host(10_000), stop=[nd.Target(1e-8, "best_ever")])
+    assert result.reason == "the target 1e-08 was reached"
+    np.testing.assert_allclose(result.params, SHIFT, atol=1e-4)
+    seen = list(dict.fromkeys(sizes[1:]))  # the first call is the probe's
+    assert seen == [8 * 2**i for i in range(len(seen))] and len(seen) > 1
+    by_step = [(row["tries"], row["evaluations"]) for row in result.history]
+    assert all(evaluations == 8 * 2 ** (n - 1) for n, evaluations in by_step)
+
+
+@pytest.mark.parametrize("most", [500, 1_111])
+def test_a_budget_is_never_exceeded(most: int) -> None:
+    calls: list[int] = []
+    trainer = nd.Restart(nd.CMAES(2.0, tolfun=1.0), most=most)
+    result = run(trainer, lambda x: calls.append(len(x)) or rastrigin(x))
+    made = sum(calls) - 1
+    last = result.history[-1]["evaluations"]
+    assert result.reason == f"the budget of {most} evaluations was spent"
+    assert made == result.evaluations <= most < made + 2 * last
+    assert result.history[-1]["tries"] > 1
+
+
+def test_tries_end_and_params_are_those_of_the_last() -> None:
+    result = run(nd.Restart(nd.CMAES(2.0), tries=2))
+    assert result.reason == "all 2 tries have come to their ends" and result.history[-1]["tries"] == 2
+    z = (result.params - SHIFT + 0.5) % 1.0 - 0.5  # near some valley's bottom
+    assert np.abs(z).max() < 0.1
+    again = nd.fit(nd.BlackBox(rastrigin, np.full(5, 4.0), vectorized=True, domain=nd.Real(-5, 5)),
+                   nd.Restart(nd.CMAES(2.0), tries=2), steps=10_000, state=result.state)  # fmt: skip
+    assert again.evaluations == 0 and again.reason == result.reason
+
+
+def test_on_ends_a_trainer_that_never_does() -> None:
+    """A flat loss never gets better, so a try has one step and `on` more; and each starts elsewhere."""
+    firsts: list[np.ndarray] = []
+    trainer = nd.Restart(nd.OpenES(optax.sgd(0.1), sigma=1e-3, population=4), on=3, tries=4, schedule=nd.Same())
+    result = run(trainer, lambda x: firsts.append(x.mean(0)) or np.zeros(len(x)))
+    assert result.steps == 4 * 4 and result.reason == "all 4 tries have come to their ends"
+    starts = np.array(firsts[1:][::4])
+    assert np.allclose(starts[0], 4.0, atol=0.01) and np.abs(np.diff(starts, axis=0)).max(1).min() > 0.5
+    assert np.all(np.abs(starts) <= 5.01)
+
+
+def test_a_run_cut_at_any_step_is_the_whole_one(tmp_path) -> None:
+    problem = nd.BlackBox(rastrigin, np.full(5, 4.0), vectorized=True, domain=nd.Real(-5, 5))
+    trainer = nd.Best(nd.Restart(nd.CMAES(2.0, tolfun=1.0), schedule=nd.BIPOP()))
+    whole = nd.fit(problem, trainer, steps=90, key=jr.key(1), log_every=1)
+    assert whole.history[-1]["tries"] > 2, "the cut should lie between tries"
+    keeper = nd.Checkpointer(tmp_path, every=1)
+    nd.fit(problem, trainer, steps=60, key=jr.key(1), callbacks=[keeper])
+    restored = keeper.restore(nd.init(problem, trainer, key=jr.key(1)))
+    assert restored is not None
+    rest = nd.fit(problem, trainer, steps=90, state=restored, log_every=1)
+    np.testing.assert_array_equal(whole.params, rest.params)
+    assert whole.history[-1] == rest.history[-1] and rest.evaluations < whole.evaluations
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nd.Restart(nd.OpenES(optax.sgd(0.1), sigma=0.1, population=4)), r"`OpenES` never ends by itself"),
+        (lambda: nd.Restart(nd.Backprop(optax.sgd(0.1)), on=5), r"`Backprop` has no `population`; use `Same\(\)`"),
+        (lambda: nd.Restart(nd.CMAES(), tries=0), r"`Restart\(tries=0\)`: expected a whole number of at least 1"),
+        (lambda: nd.Restart(nd.CMAES(), on=0), r"`Restart\(on=0\)`: expected a whole number of at least 1"),
+        (lambda: nd.Restart(nd.CMAES(), most=0), r"`Restart\(most=0\)`"),
+        (lambda: nd.Restart("CMAES"), r"was given 'CMAES' where a trainer belongs"),
+        (lambda: nd.IPOP(1), r"`IPOP\(factor=1\)`: expected a number above 1"),
+        (lambda: nd.BIPOP(float("nan")), r"`BIPOP\(factor=nan\)`: expected a number above 1"),
+    ],
+)
+def test_what_cannot_be_built(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_any_trainer_that_jax_traces() -> None:
+    """The state's shapes grow with the population here."""
+    problem = nd.BlackBox(lambda x: jnp.sum((x - 1.0) ** 2), jnp.zeros(3))
+    trainer = nd.Restart(nd.Genetic(population=8), on=5, tries=3)
+    result = nd.fit(problem, trainer, steps=200, key=jr.key(0), log_every=1)
+    assert {row["evaluations"] for row in result.history} == {8, 16, 32}
+    assert result.reason == "all 3 tries have come to their ends"
