@@ -71,9 +71,9 @@ class Restart(AbstractTrainer[_State]):
     A try begins at a uniform point of the leaves that have bounds on both sides, and where the first one began of the
     others. `params` are those of the present try: to keep the best of all, `Best(Restart(...))`, as `minimise` does.
 
-    Not traceable: a larger population is compiled once, when its try begins. A state whose arrays grow with the population
-    (that of `Genetic` does, that of `CMAES` does not) can be resumed from a checkpoint only in a try as large as the
-    first one.
+    Not traceable: a larger population is compiled once, when its try begins. A state whose arrays grow with the
+    population (that of `Genetic` does, that of `CMAES` does not) can be resumed from a checkpoint only in a try as
+    large as the first one.
 
     **Raises** `ValueError` for fewer than one try or step, for a trainer that never ends without `on`, and for a
     schedule that changes what the trainer has not.
