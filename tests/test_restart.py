@@ -98,6 +98,14 @@ def test_on_ends_a_trainer_that_never_does() -> None:
     assert np.all(np.abs(starts) <= 5.01)
 
 
+def test_where_a_try_begins_may_be_given() -> None:
+    points = iter(np.arange(1.0, 9.0))
+    firsts: list[np.ndarray] = []
+    trainer = nd.Restart(nd.CMAES(1e-6, tolfun=1e9), tries=3, begin=lambda key: np.full(5, next(points)))
+    run(trainer, lambda x: firsts.append(x.mean(0)) or rastrigin(x))
+    np.testing.assert_allclose(sorted({round(float(x[0]), 3) for x in firsts[1:]}), [1.0, 2.0, 4.0], atol=1e-3)
+
+
 def test_a_run_cut_at_any_step_is_the_whole_one(tmp_path) -> None:
     problem = nd.BlackBox(rastrigin, np.full(5, 4.0), vectorized=True, domain=nd.Real(-5, 5))
     trainer = nd.Best(nd.Restart(nd.CMAES(2.0, tolfun=1.0), schedule=nd.BIPOP()))

@@ -6,6 +6,7 @@ A local search finds the bottom of one valley. Many of them, or ones that see mo
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -67,9 +68,10 @@ class Restart(AbstractTrainer[_State]):
       do; default `None`: only what `inner` says itself (`CMAES` does).
 
     - `most`: evaluations in all, never exceeded (default `None`: no bound).
+    - `begin`: a function of a key that gives the point where a try after the first begins. Default `None`: a uniform
+      one for leaves with bounds on both sides, and where the first try began for the others.
 
-    A try begins at a uniform point of the leaves that have bounds on both sides, and where the first one began of the
-    others. `params` are those of the present try: to keep the best of all, `Best(Restart(...))`, as `minimise` does.
+    `params` are those of the present try: to keep the best of all, `Best(Restart(...))`, as `minimise` does.
 
     Not traceable: a larger population is compiled once, when its try begins. A state whose arrays grow with the
     population (that of `Genetic` does, that of `CMAES` does not) can be resumed from a checkpoint only in a try as
@@ -94,6 +96,7 @@ class Restart(AbstractTrainer[_State]):
     tries: int = eqx.field(kw_only=True, static=True, default=10)
     on: int | None = eqx.field(kw_only=True, static=True, default=None)
     most: int | None = eqx.field(kw_only=True, static=True, default=None)
+    begin: Callable[[Key[Array, ""]], Params] | None = eqx.field(kw_only=True, static=True, default=None)
     traceable: ClassVar[bool] = False
 
     def __check_init__(self) -> None:
@@ -141,7 +144,8 @@ class Restart(AbstractTrainer[_State]):
         same = dataclasses.replace(state, inner=inner, counts=_arrays(c), best=best, done=np.array(int(bool(over))))
         new = same
         if over and c.tries < self.tries:
-            new = self._begin(_anew(state.start, state.domain, k_point), state.start, state.domain, c, k_try)
+            point = self._point(state, k_point)
+            new = self._begin(point, state.start, state.domain, c, k_try)
         if self.most is not None and c.spent.sum() + self._population(new) > self.most:
             new = dataclasses.replace(same, done=np.array(2))
         return new, metrics
@@ -162,6 +166,11 @@ class Restart(AbstractTrainer[_State]):
         state = _State(None, start, domain, now, zero + is_large, _arrays(c), np.array(math.inf), zero)
         trainer = self._trainer(state)
         return dataclasses.replace(state, inner=trainer.init(point, domain, key=k_inner))
+
+    def _point(self, state: _State, key: Key[Array, ""]) -> Params:
+        if self.begin is None:
+            return _anew(state.start, state.domain, key)
+        return jtu.tree_map(lambda x, like: np.asarray(x, like.dtype), self.begin(key), state.start)
 
     def _population(self, state: _State) -> int:
         first = int(state.counts.population)
