@@ -6,6 +6,9 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
+import pytest
+
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "experiments" / "benchmarks"
 
 
@@ -62,3 +65,50 @@ def test_es_quality() -> None:
     found = bench("es_quality.py", *small, "--libraries=nondiff", "--trainers=open_es")
     assert [row["rank"] for row in found["rows"]] == [None, 1, 4]
     assert all(row["evaluations"] == 8 and len(row["train_losses"]) == 1 for row in found["rows"])
+
+
+def test_blackbox_functions() -> None:
+    """What is counted is what was spent, and nothing beyond the budget."""
+    small = ("--functions", "sphere", "rastrigin", "--dims=2", "--seeds=2", "--budget=500")
+    sphere, rastrigin = bench("blackbox.py", "--libraries=nondiff", *small)["rows"]
+    assert (sphere["function"], sphere["dim"], sphere["seeds"], sphere["hits"]) == ("sphere", 2, 2, 2)
+    assert all(0 < spent <= 1000 for row in (sphere, rastrigin) for spent in row["evaluations"])
+    assert sphere["median_evaluations"] == sphere["expected_running_time"] == sum(sphere["evaluations"]) / 2
+    assert rastrigin["hits"] or rastrigin["expected_running_time"] is None
+
+
+def test_blackbox_of_coco() -> None:
+    """Two libraries of benchmarks may be missing; what is there gives six groups of each suite."""
+    small = ("--part=coco", "--dims=5", "--instances=1", "--budget=10")
+    found = bench("blackbox.py", "--libraries=nondiff", *small)
+    if found["versions"]["coco-experiment"] == "not installed":
+        assert found["skipped"] == ["coco-experiment: not installed, skipped"]
+        return
+    assert [row["problems"] for row in found["rows"]] == [5, 4, 5, 5, 5, 24] * 2
+    assert all(0 <= row["area"] <= 1 for row in found["rows"])
+
+
+def test_blackbox_time() -> None:
+    small = ("--part=time", "--cells=3/4", "--generations=2", "--turns=1")
+    (row,) = bench("blackbox.py", "--libraries=nondiff", *small)["rows"]
+    assert (row["dim"], row["population"]) == (3, 4) and row["milliseconds"] > 0
+
+
+def test_evaluations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the first value at or below each target, in whatever portions they are made; NaN is none."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from blackbox_functions import Function, Run, area, made  # pyright: ignore[reportMissingImports]
+
+    square = Function(lambda rows: (rows**2).sum(1), np.full(1, -5.0), np.full(1, 5.0))
+    points = np.array([[4.0], [np.nan], [2.0], [1.0], [0.5], [0.0]])
+    for portion in (1, 4, 6):
+        run = Run(square, (10.0, 4.0, 1.0, 0.1), budget=5, seed=0)
+        for i in range(0, len(points), portion):
+            run(points[i : i + portion])
+        assert run.reached == [3, 3, 4] and run.spent == 5 and run.done
+        assert area(run) == pytest.approx((3 - np.log(3 * 3 * 4) / np.log(5)) / 4)
+    for name in ("sphere", "ellipsoid", "rotated", "rosenbrock", "rastrigin"):
+        function = made(name, 4, seed=1)
+        optimum = np.random.default_rng([4, 1]).uniform(-3, 3, 4)
+        assert function.values(optimum[None]) == 0
+        assert np.all(function.values(optimum + 0.1 * np.eye(4)) > 0)
