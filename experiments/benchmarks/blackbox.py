@@ -9,17 +9,18 @@ A search begins with sigma 2 at a point drawn from [-4, 4]^dim, the same ones fo
 from [-3, 3]^dim. All else is the library's default. `hits` counts the seeds that reach 1e-8 within 10,000 evaluations
 for each dimension (20,000 on Rastrigin), `median` is of the evaluations until then, and `expected` what all seeds spent
 over the hits: the mean cost of success, if one begins again after each failure. The sphere and the ellipsoids (axes of
-1 to 1,000) are searched once; on Rosenbrock and Rastrigin each library restarts as it says in the table. pycma, evosax
-and cmaes are CMA-ES, nondiff is SNES, nevergrad is NGOpt, which chooses for itself; it is not run unless named, for it
-takes milliseconds for an evaluation (and 1.0.12 needs numpy below 2.4). nondiff and evosax look in 32 bits.
+1 to 1,000) are searched once; on Rosenbrock and Rastrigin each library restarts as it says in the table. All are
+CMA-ES, but nevergrad is NGOpt, which chooses for itself; it is not run unless named, for it takes milliseconds for an
+evaluation (and 1.0.12 needs numpy below 2.4). evosax looks in 32 bits.
 
 With `--part coco`, the 24 functions of COCO's suites (https://coco-platform.org), 1,000 evaluations for each dimension,
 with restarts. `area` is that under the share of the 51 targets 100 to 1e-8 reached, over the logarithm of evaluations:
-1 if all were reached at once, 0 if none was. pycma, cmaes and nevergrad know which coordinates are integers; for
-the others the suite rounds.
+1 if all were reached at once, 0 if none was. All but evosax know which coordinates are integers; for it the suite
+rounds.
 
 With `--part time`, a whole generation on a sphere (sample, evaluate, update), on one thread as is all of this: every
-turn is a new search of so many generations; medians over the turns, which the libraries take one after another.
+turn is a new search of so many generations; medians over the turns, which the libraries take one after another. nondiff
+is compiled as a whole there, as it is where JAX has 64 bits.
 """
 
 import dataclasses

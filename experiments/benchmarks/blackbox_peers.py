@@ -28,7 +28,7 @@ PACKAGES: dict[Library, str] = {"pycma": "cma"}  # others have the library's nam
 
 def kind_of_restarts(library: Library, regime: Regime) -> str | None:
     """Where it is asked for any."""
-    known: dict[Library, str | None] = {"nondiff": None, "cmaes": "ipop", "nevergrad": "own"}
+    known: dict[Library, str | None] = {"cmaes": "ipop", "nevergrad": "own"}
     return known.get(library, regime)
 
 
@@ -41,31 +41,46 @@ def sphere(rows: Any) -> Any:
     return (rows**2).sum(-1)
 
 
-def trainer(population: int) -> nd.AbstractTrainer:
-    return nd.SNES(sigma=SIGMA, population=population + population % 2)
-
-
 def nondiff_search(run: Run, regime: Regime | None) -> None:
-    """SNES has no restarts."""
-    del regime
-    ours = trainer(usual(run.function.dim))
-    start = jnp.asarray(run.start(), float)
-    problem = nd.BlackBox(lambda rows: run(run.boxed(rows)), start, vectorized=True, traceable=False)
-    nd.fit(problem, ours, steps=run.budget, key=jr.key(run.seed), stop=[lambda _: "done" if run.done else None],
-           evaluator=nd.Host(chunk=1024), log_every=1)  # fmt: skip
+    """Each integer is a leaf, since each has a range of its own."""
+    lower, upper, whole = run.function.lower, run.function.upper, run.function.whole
+    domain = [*(nd.Integer(int(lower[i]), int(upper[i])) for i in range(whole)), None]
+    sigma = [*((upper - lower)[:whole] * SIGMA / 10).tolist(), SIGMA]
+
+    def start(key: Any = None) -> list[Any]:
+        del key
+        cube = run.start()
+        return [*np.round(run.boxed(cube)[:whole]).astype(np.int32), cube[whole:]]
+
+    def values(leaves: list[Any]) -> np.ndarray:
+        rows = np.column_stack([*(np.zeros_like(leaves[-1][:, :1]) for _ in range(whole)), leaves[-1]])
+        rows = run.boxed(rows)
+        rows[:, :whole] = np.stack(leaves[:whole], 1) if whole else rows[:, :0]
+        return run(rows)
+
+    problem = nd.BlackBox(values, start(), domain=domain, vectorized=True, traceable=False)
+    search: nd.AbstractTrainer = nd.CMAES(sigma)
+    if regime:
+        schedule = {"ipop": nd.IPOP(), "bipop": nd.BIPOP()}[regime]
+        search = nd.Restart(search, schedule=schedule, tries=1_000, begin=start)
+    nd.fit(problem, search, steps=run.budget, key=jr.key(run.seed), stop=[lambda _: "done" if run.done else None],
+           evaluator=nd.Host(chunk=10_000), log_every=1)  # fmt: skip
 
 
 def nondiff_generations(dim: int, population: int) -> Begin:
-    """The step that `fit` runs."""
-    problem, ours, evaluator = nd.BlackBox(sphere, jnp.ones(dim)), trainer(population), nd.Vmap()
-    step = eqx.filter_jit(lambda state: nd.step(problem, ours, evaluator, state), donate="all")
+    """The step that `fit` runs, compiled as under `jax_enable_x64`; of Python functions it is in pieces."""
+    with jax.enable_x64(True):
+        problem, ours, evaluator = nd.BlackBox(sphere, jnp.ones(dim)), nd.CMAES(SIGMA, population=population), nd.Vmap()
+        step = eqx.filter_jit(lambda state: nd.step(problem, ours, evaluator, state), donate="all")
 
     def begin() -> Generation:
-        state = nd.init(problem, ours, key=jr.key(0))
+        with jax.enable_x64(True):
+            state = nd.init(problem, ours, key=jr.key(0))
 
         def generation() -> None:
             nonlocal state
-            state, _ = jax.block_until_ready(step(state))
+            with jax.enable_x64(True):
+                state, _ = jax.block_until_ready(step(state))
 
         return generation
 
