@@ -65,7 +65,7 @@ def test_populations_double_and_the_optimum_among_many_is_found() -> None:
     assert all(evaluations == 8 * 2 ** (n - 1) for n, evaluations in by_step)
 
 
-@pytest.mark.parametrize("most", [500, 1_111])
+@pytest.mark.parametrize("most", [1_500, 2_222])
 def test_a_budget_is_never_exceeded(most: int) -> None:
     calls: list[int] = []
     trainer = nd.Restart(nd.CMAES(2.0, tolfun=1.0), most=most)
@@ -103,19 +103,19 @@ def test_where_a_try_begins_may_be_given() -> None:
     firsts: list[np.ndarray] = []
     trainer = nd.Restart(nd.CMAES(1e-6, tolfun=1e9), tries=3, begin=lambda key: np.full(5, next(points)))
     run(trainer, lambda x: firsts.append(x.mean(0)) or rastrigin(x))
-    np.testing.assert_allclose(sorted({round(float(x[0]), 3) for x in firsts[1:]}), [1.0, 2.0, 4.0], atol=1e-3)
+    assert sorted({round(float(x[0])) for x in firsts[1:]}) == [1, 2, 4]
 
 
 def test_a_run_cut_at_any_step_is_the_whole_one(tmp_path) -> None:
     problem = nd.BlackBox(rastrigin, np.full(5, 4.0), vectorized=True, domain=nd.Real(-5, 5))
     trainer = nd.Best(nd.Restart(nd.CMAES(2.0, tolfun=1.0), schedule=nd.BIPOP()))
-    whole = nd.fit(problem, trainer, steps=90, key=jr.key(1), log_every=1)
-    assert whole.history[-1]["tries"] > 2, "the cut should lie between tries"
+    whole = nd.fit(problem, trainer, steps=150, key=jr.key(1), log_every=1)
+    assert whole.history[60]["tries"] < whole.history[-1]["tries"], "the cut should lie between tries"
     keeper = nd.Checkpointer(tmp_path, every=1)
     nd.fit(problem, trainer, steps=60, key=jr.key(1), callbacks=[keeper])
     restored = keeper.restore(nd.init(problem, trainer, key=jr.key(1)))
     assert restored is not None
-    rest = nd.fit(problem, trainer, steps=90, state=restored, log_every=1)
+    rest = nd.fit(problem, trainer, steps=150, state=restored, log_every=1)
     np.testing.assert_array_equal(whole.params, rest.params)
     assert whole.history[-1] == rest.history[-1] and rest.evaluations < whole.evaluations
 

@@ -114,7 +114,7 @@ class AbstractCMA(AbstractTrainer[_State]):
             f"no coordinate moves by more than tolx = {self.tolx:g} of the first sigma",
             "the covariance's condition number is above 1e14",
             "the best and the median losses of many steps have not improved",
-            "sigma has grown 10,000-fold: the first one was far too small, or the loss has no minimum",
+            "the steps have grown 10,000-fold: the first sigma was far too small, or the loss has no minimum",
         )
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
@@ -234,5 +234,6 @@ def _ending(trainer: AbstractCMA, state: _State) -> Int[Array, ""]:
     narrow = jnp.max(lengths) > 1e7 * jnp.min(lengths)
     stale = [jnp.median(x[:third]) >= jnp.median(x[-third:]) for x in (state.bests, state.medians)]
     stale = stale[0] & stale[1] & jnp.isfinite(state.bests[-1])
-    holds = jnp.stack([flat, still, narrow, stale, state.sigma > 1e4 * state.first * jnp.max(lengths)])
+    grown = state.sigma * jnp.sqrt(jnp.max(state.spread.variances())) > 1e4 * state.first
+    holds = jnp.stack([flat, still, narrow, stale, grown])
     return jnp.where(jnp.any(holds), jnp.argmax(holds) + 1, 0).astype(jnp.int32)

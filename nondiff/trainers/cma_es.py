@@ -32,8 +32,8 @@ class CMAES(AbstractCMA):
       find better optima of rugged losses, later.
     - `tolfun`, `tolx`: the search has ended when the losses of some 20 steps and of all members differ by less than
       `tolfun` (default 1e-11), or when no coordinate moves by more than `tolx` first sigmas (default 1e-11). Also when
-      the covariance's condition number is above 1e14, when the losses stagnate, and when sigma has grown 10,000-fold.
-      `Result.reason` says which.
+      the covariance's condition number is above 1e14, when the losses stagnate, and when the steps have grown
+      10,000-fold. `Result.reason` says which.
 
     Leaves may be `Real` or `Integer`; bounds are kept by a smooth fold, whole numbers by the margin of Hamano et al.
     Memory and the time of a step grow with the square of n, and sometimes its cube: see `SepCMAES` for more.

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from nondiff.core.domain import AbstractDomain, Leaf, Real
+from nondiff.core.exact import exactly
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, answers, queries
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_trainers
@@ -118,7 +119,7 @@ class Restart(AbstractTrainer[_State]):
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
         k_try, k_size = jr.split(key)
-        first = _ask(self.inner, self.inner.init(params, domain, key=k_size), k_size)
+        first = _ask(self.inner, _init(self.inner, params, domain, k_size), k_size)
         population = sum(len(q) for q in queries(first))
         counts = _Counts(population, 0, 0, np.zeros(2, int), 0, 0, 0)
         return self._begin(params, params, domain, counts, k_try)
@@ -165,7 +166,7 @@ class Restart(AbstractTrainer[_State]):
         zero, now = np.zeros((), int), Try(*map(np.asarray, now))
         state = _State(None, start, domain, now, zero + is_large, _arrays(c), np.array(math.inf), zero)
         trainer = self._trainer(state)
-        return dataclasses.replace(state, inner=trainer.init(point, domain, key=k_inner))
+        return dataclasses.replace(state, inner=_init(trainer, point, domain, k_inner))
 
     def _point(self, state: _State, key: Key[Array, ""]) -> Params:
         if self.begin is None:
@@ -186,26 +187,33 @@ class Restart(AbstractTrainer[_State]):
         return dataclasses.replace(self.inner, **changed) if changed else self.inner
 
 
+# The calls of a trainer, compiled if it can be: nothing around them is.
+
+
+def _init(trainer: AbstractTrainer, params: Params, domain: PyTree, key: Key[Array, ""]) -> Any:
+    start = eqx.filter_jit(type(trainer).init) if trainer.traceable else type(trainer).init
+    return start(trainer, params, domain, key=key)
+
+
 def _ask(trainer: AbstractTrainer, state: Any, key: Key[Array, ""]) -> PyTree[Query]:
-    return _asked(trainer, state, key) if trainer.traceable else trainer.ask(state, key=key)
+    return (_asked if trainer.traceable else type(trainer).ask)(trainer, state, key=key)
 
 
 def _tell(trainer: AbstractTrainer, state: Any, query: Any, answer: Any, key: Key[Array, ""]) -> tuple[Any, Metrics]:
-    if trainer.traceable:
-        return _told(trainer, state, query, answer, key)
-    return trainer.tell(state, query, answer, key=key)
+    return (_told if trainer.traceable else type(trainer).tell)(trainer, state, query, answer, key=key)
 
 
 @eqx.filter_jit
-def _asked(trainer: AbstractTrainer, state: Any, key: Key[Array, ""]) -> PyTree[Query]:
+def _asked(trainer: AbstractTrainer, state: Any, *, key: Key[Array, ""]) -> PyTree[Query]:
     return trainer.ask(state, key=key)
 
 
 @eqx.filter_jit
-def _told(trainer: AbstractTrainer, state: Any, query: Any, answer: Any, key: Key[Array, ""]) -> tuple[Any, Metrics]:
+def _told(trainer: AbstractTrainer, state: Any, query: Any, answer: Any, *, key: Key[Array, ""]) -> tuple[Any, Metrics]:
     return trainer.tell(state, query, answer, key=key)
 
 
+@exactly
 def _anew(start: Params, domain: PyTree, key: Key[Array, ""]) -> Params:
     """Where a try begins: anywhere between two bounds, else where the first one began."""
 
