@@ -56,7 +56,9 @@ def test_populations_double_and_the_optimum_among_many_is_found() -> None:
         return rastrigin(x)
 
     trainer = nd.Best(nd.Restart(nd.CMAES(2.0)))
-    result = run(trainer, counted, evaluator=nd.Host(10_000), stop=[nd.Target(1e-8, "best_ever")])
+    problem = nd.BlackBox(counted, np.full(5, 4.0), vectorized=True)
+    stop = [nd.Target(1e-8, "best_ever")]
+    result = nd.fit(problem, trainer, steps=5_000, key=jr.key(0), evaluator=nd.Host(10_000), stop=stop, log_every=1)
     assert result.reason == "the target 1e-08 was reached"
     np.testing.assert_allclose(result.params, SHIFT, atol=1e-4)
     seen = list(dict.fromkeys(sizes[1:]))  # the first call is the probe's

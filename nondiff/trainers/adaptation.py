@@ -204,6 +204,10 @@ def _told(trainer: AbstractCMA, state: _State, population: Population, answer: E
     order = jnp.sort(losses)
     flat = order[0] == order[losses.size // 2]
     sigma = sigma * jnp.where(flat, math.exp(0.2 + found.length / found.damping), 1.0)
+    # Members that are folded back from everywhere see no slope: no step beyond a third of the range, as in pycma.
+    ranges = state.genotype.ranges()
+    widest = jnp.where(ranges > 0, ranges, jnp.inf) / (3 * state.units * jnp.sqrt(spread.variances()))
+    sigma = jnp.minimum(sigma, jnp.min(widest, initial=jnp.inf))
     mean, units = with_margin(mean, sigma, state.units, spread.variances(), state.genotype, losses.size)
     ok = jnp.isfinite(losses)
     reach = jnp.max(losses, where=ok, initial=-jnp.inf) - order[0]

@@ -66,14 +66,15 @@ class Genotype(eqx.Module):
         """A first sigma for every leaf, on the vector's scale: 0.3 of its range, or of its size; 1 on a log scale."""
 
         def one(x: Leaf, d: AbstractDomain) -> Any:
-            if isinstance(d, Integer):
-                return 0.3 * (d.hi - d.lo)
-            assert isinstance(d, Real)
-            if d.lo is not None and d.hi is not None:
-                return 0.3 * (d.encode(d.hi) - d.encode(d.lo))
-            return 1.0 if d.log else 0.3 * jnp.max(jnp.abs(x), initial=1.0)
+            if isinstance(d, Integer) or (d.lo is not None and d.hi is not None):  # pyright: ignore
+                return 0.3 * _range(d)
+            return 1.0 if d.log else 0.3 * jnp.max(jnp.abs(x), initial=1.0)  # pyright: ignore
 
         return jtu.tree_map(one, self.like, self.domain)
+
+    def ranges(self) -> Float[Array, " n"]:
+        """Between the bounds of every coordinate, on the vector's scale; infinity without."""
+        return self.spread_out(jtu.tree_map(lambda _, d: _range(d), self.like, self.domain))
 
     def spread_out(self, tree: PyTree) -> Float[Array, " n"]:
         """The vector of something that every leaf, or coordinate, has one of."""
@@ -93,6 +94,12 @@ def check_ordered(owner: str, params: Params, domain: PyTree) -> None:
             )
 
     map_named(one, params, domain)
+
+
+def _range(d: Any) -> Any:
+    if d.lo is None or d.hi is None:
+        return math.inf
+    return float(d.hi - d.lo) if isinstance(d, Integer) else d.encode(d.hi) - d.encode(d.lo)
 
 
 def _ends(d: Real, like: Array) -> tuple[Any, Any, Any, Any]:

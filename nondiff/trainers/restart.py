@@ -84,7 +84,7 @@ class Restart(AbstractTrainer[_State]):
     >>> import jax, nondiff, numpy as np
     >>> def rastrigin(x):
     ...     return float(np.sum(x**2 + 10 * (1 - np.cos(2 * np.pi * x))))
-    >>> problem = nondiff.BlackBox(rastrigin, np.full(2, 3.0), domain=nondiff.Real(-5, 5))
+    >>> problem = nondiff.BlackBox(rastrigin, np.full(2, 3.0))
     >>> trainer = nondiff.Best(Restart(nondiff.CMAES(sigma=2.0)))
     >>> stop = [nondiff.Target(1e-8, "best_ever")]
     >>> result = nondiff.fit(problem, trainer, steps=2_000, key=jax.random.key(0), stop=stop, log_every=1)
