@@ -104,7 +104,8 @@ def step(
     if batch is None:
         batch = draw(problem, state)
     query, batch = seam((ask(trainer, state), batch))
-    answer = seam(evaluator.evaluate(problem, query, batch))
+    evaluate = jit(_evaluate) if evaluator.traceable else _evaluate
+    answer = seam(evaluate(evaluator, problem, query, batch))
     new, metrics = tell(trainer, state, query, answer)
     remembered = absorb(problem, state, batch, answer, metrics["lost"])
     return TrainState(state.step + 1, state.key, new, remembered), metrics
@@ -136,6 +137,10 @@ def _unless(lost: Any, new: Any, old: Any) -> Any:
 
 def _is_float(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _evaluate(evaluator: AbstractEvaluator, problem: AbstractProblem, query: PyTree, batch: Batch) -> PyTree:
+    return evaluator.evaluate(problem, query, batch)
 
 
 def _ask(trainer: AbstractTrainer, state: TrainState) -> PyTree:

@@ -45,8 +45,6 @@ class Result:
     """The metrics of every `log_every`-th step and of the last; `step` counts from 1."""
     chunks: tuple[int, ...] = ()
     """How many members of each query existed at once; another number may change the last bits."""
-    choice: str = ""
-    """Of `minimise`: which trainer it chose, and why."""
 
     def plot(self) -> Any:
         """A `matplotlib` figure of the run: losses, and the sigmas and the axis ratio of searches that have them.
