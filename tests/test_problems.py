@@ -29,7 +29,7 @@ def test_every_call_is_accounted_for() -> None:
     points = []
 
     def cost(x: np.ndarray) -> float:
-        assert isinstance(x, np.ndarray) and x.dtype == np.float32 and x.shape == (2,)
+        assert isinstance(x, np.ndarray) and x.dtype in (np.float32, np.float64) and x.shape == (2,)
         points.append(x.copy())
         return float(np.sum(x**2))
 
