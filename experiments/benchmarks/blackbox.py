@@ -21,6 +21,12 @@ rounds.
 With `--part time`, a whole generation on a sphere (sample, evaluate, update), on one thread as is all of this: every
 turn is a new search of so many generations; medians over the turns, which the libraries take one after another. nondiff
 is compiled as a whole there, as it is where JAX has 64 bits.
+
+Result: the median evaluations of pycma, in 10 / 40 dimensions, are 1,517 / 5,239 on the sphere, 3,991 / 48,400 on the
+ellipsoid, 4,091 / 48,291 on the rotated one and 5,418 / 62,527 on Rosenbrock, of 15 seeds all; on Rastrigin in 10
+dimensions 128,000 of 14, with `--restarts ipop` 61,692 of 15. Its areas on COCO in 5 dimensions are 0.182 (bbob; cmaes
+0.182, evosax 0.178) and 0.254 (bbob-mixint). Cost: pycma takes 5 minutes, and more than 15 for Rastrigin in 40
+dimensions; COCO in 5 dimensions a minute for each library, the time 2 minutes.
 """
 
 import dataclasses
@@ -135,8 +141,8 @@ def functions(libraries: list[Library], options: Options, skipped: list[str]) ->
                     "restarts": kind_of_restarts(library, options.restarts) if runs[0].function.restarts else None,
                     "seeds": options.seeds,
                     "hits": len(hits),
-                    "median_evaluations": statistics.median(hits) if hits else None,
-                    "expected_running_time": sum(run.spent for run in runs) / len(hits) if hits else None,
+                    "median_evaluations": round(statistics.median(hits)) if hits else None,
+                    "expected_running_time": round(sum(run.spent for run in runs) / len(hits)) if hits else None,
                     "evaluations": [run.spent for run in runs],
                     "budget": budget,
                     "seconds": time.perf_counter() - begin,
