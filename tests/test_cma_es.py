@@ -237,12 +237,19 @@ def test_evaluations_to_the_optimum(n: int, name: str, unchecked: None) -> None:
         counts.append(result.evaluations)
         assert isinstance(result.params, np.ndarray) and result.params.dtype == np.float64
         assert loss(result.params) == result.history[-1]["best_ever"] == result.state.trainer.loss
-        if name != "sphere":  # 32 bits are too coarse to say where that point is
-            assert loss(result.params.astype(np.float32).astype(float)) > 1e-8
     assert abs(np.median(counts) / KNOWN[n, name] - 1) < 0.12, counts
     # Not a word of it to anybody else: neither during an evaluation nor afterwards.
     assert seen == {(np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.float32))}
     assert not jax.config.jax_enable_x64 and jnp.asarray(np.zeros(1)).dtype == jnp.float32  # pyright: ignore
+
+
+def test_digits_that_32_bits_do_not_have(unchecked: None) -> None:
+    loss = shape("rotated", 10)
+    problem = BlackBox(loss, np.random.default_rng(0).uniform(-4, 4, 10), vectorized=True)
+    stop = [nd.Target(1e-18, "best_ever")]
+    result = nd.fit(problem, CONVERGING, steps=1_000, key=jr.key(0), stop=stop, log_every=1, evaluator=HOST)
+    assert loss(result.params) <= 1e-18
+    assert loss(result.params.astype(np.float32).astype(float)) > 1e-10
 
 
 def test_a_function_in_jax_gets_the_bits_of_its_parameters() -> None:
@@ -252,8 +259,8 @@ def test_a_function_in_jax_gets_the_bits_of_its_parameters() -> None:
         seen.add(x.dtype)
         return jnp.sum((x - 1) ** 2)
 
-    problem = BlackBox(loss, jnp.zeros(7), traceable=True)
-    result = nd.fit(problem, nd.Best(nd.CMAES(0.5)), steps=60, key=jr.key(0))
+    problem = BlackBox(loss, jnp.zeros(2), traceable=True)
+    result = nd.fit(problem, SMALL, steps=30, key=jr.key(0))
     assert seen == {jnp.dtype(jnp.float32)} and result.params.dtype == jnp.float32
     np.testing.assert_allclose(result.params, 1.0, atol=1e-2)
     assert state_of(result).mean.dtype == np.float64
@@ -308,7 +315,7 @@ def holds(number: int, losses: list[np.ndarray], state: Any) -> bool:
 
 
 @pytest.mark.parametrize("number", ENDINGS)
-def test_a_search_ends_for_its_reason(number: int) -> None:
+def test_a_search_ends_for_its_reason(number: int, unchecked: None) -> None:
     loss = ENDINGS[number]
     losses: list[np.ndarray] = []
     for step, (found, state) in enumerate(history(loss(np.random.default_rng(0)), 300), 1):  # noqa: B007
@@ -337,23 +344,22 @@ def test_endings_say_their_tolerances() -> None:
     assert nd.SepCMAES(0.5).endings == nd.CMAES(0.5).endings
 
 
-def test_a_split_ends_when_all_of_its_parts_have() -> None:
+def test_a_split_ends_when_all_of_its_parts_have(unchecked: None) -> None:
     trainer = nd.Split({"near": SMALL, "far": SMALL}, {"a": "near", "b": "far"})
+    ended = []
 
     def loss(p: Any) -> np.ndarray:
         return 1e6 * (np.abs(p["a"] - 1).sum(-1) + np.abs(p["b"] - 300).sum(-1))
 
+    def noted(moment: nd.Moment) -> None:
+        ended.append([int(SMALL.ended(moment.state.trainer[name])) for name in ("near", "far")])
+
     problem = BlackBox(loss, {"a": np.zeros(2), "b": np.zeros(2)}, vectorized=True)
-    state, ended = nd.init(problem, trainer, key=jr.key(0)), []
-    for _ in range(150):
-        state, _ = nd.step(problem, trainer, HOST, state)
-        ended.append([int(SMALL.ended(state.trainer[name])) for name in ("near", "far")])
-        if all(ended[-1]):
-            break
-    assert ended[-1] == [2, 2]
-    assert sum(near > 0 and far == 0 for near, far in ended) > 10  # it waited
-    result = nd.fit(problem, trainer, steps=1_000, key=jr.key(0), evaluator=HOST)
-    assert result.steps == len(ended) and result.reason == trainer.endings[0]
+    options: dict[str, Any] = {"evaluator": HOST, "callbacks": [noted], "log_every": 1}
+    result = nd.fit(problem, trainer, steps=1_000, key=jr.key(0), **options)
+    assert result.reason == trainer.endings[0] and result.steps == len(ended)
+    assert ended[-1] == [2, 2] and not any(all(each) for each in ended[:-1])
+    assert sum(near > 0 for near, _ in ended) > 10  # it waited for the other
     np.testing.assert_allclose(np.append(result.params["a"], result.params["b"]), [1, 1, 300, 300], rtol=1e-4)
 
 
@@ -395,12 +401,8 @@ FLAT = "where the weights of all members sum to more than 0, equal losses move t
 
 @pytest.mark.parametrize(
     "trainer",
-    [
-        SMALL,
-        pytest.param(nd.SepCMAES(1.0), marks=pytest.mark.xfail(strict=True, reason=FLAT)),
-        pytest.param(nd.CMAES(1.0, population=50), marks=pytest.mark.xfail(strict=True, reason=FLAT)),
-    ],
-    ids=["full", "separable", "many"],
+    [SMALL, pytest.param(nd.SepCMAES(1.0), marks=pytest.mark.xfail(strict=True, reason=FLAT))],
+    ids=["full", "separable"],
 )
 def test_equal_losses_do_not_move_the_mean(trainer: nd.AbstractTrainer) -> None:
     n = 2 if trainer is SMALL else 10
@@ -428,13 +430,13 @@ def test_many_bits_times_a_valley_need_the_margin(monkeypatch: pytest.MonkeyPatc
     problem = BlackBox(bits_and_valley, start, domain=domain, vectorized=True)
 
     def hits(trainer: nd.AbstractTrainer) -> int:
-        results = [nd.fit(problem, trainer, steps=150, key=jr.key(seed), evaluator=HOST) for seed in range(5)]
+        results = [nd.fit(problem, trainer, steps=80, key=jr.key(seed), evaluator=HOST) for seed in range(3)]
         return sum(bool((result.params["bits"] == 1).all()) for result in results)
 
-    assert hits(nd.Best(nd.CMAES(1.0, tolfun=0, tolx=0))) == 5
+    assert hits(nd.Best(nd.CMAES(1.0, tolfun=0, tolx=0))) == 3
     monkeypatch.setattr(adaptation, "with_margin", lambda mean, sigma, units, *rest: (mean, units))
     # Another tolerance, or what was compiled with the margin would be used again.
-    assert hits(nd.Best(nd.CMAES(1.0, tolfun=0, tolx=1e-300))) <= 1
+    assert hits(nd.Best(nd.CMAES(1.0, tolfun=0, tolx=1e-300))) == 0
 
 
 # A run in two
@@ -456,6 +458,8 @@ def test_two_steps_and_four_are_six(disk: bool, tmp_path: pathlib.Path) -> None:
     )
     trainer = nd.Best(SMALL)
     whole = nd.fit(problem, trainer, steps=6, key=jr.key(0), evaluator=HOST)
+    widest = state_of(whole).sigma * np.sqrt(np.diag(state_of(whole).spread.covariance)).max()
+    assert widest <= 1.4 / 3 * (1 + 1e-12)  # no step is longer than a third of the range
     if disk:
         with nd.Checkpointer(tmp_path, every=2, minutes=None) as checkpoints:
             nd.fit(problem, trainer, steps=2, key=jr.key(0), evaluator=HOST, callbacks=[checkpoints])
@@ -471,50 +475,73 @@ def test_two_steps_and_four_are_six(disk: bool, tmp_path: pathlib.Path) -> None:
 
 # Where JAX has 64 bits itself
 
-X64 = """
+HEAD = """
 import json
 import jax, jax.numpy as jnp, jax.random as jr, numpy as np
 import nondiff as nd
 from nondiff.testing import check_trainer
-
-scale = 10.0 ** np.arange(5)
-found = {}
-for name, trainer in {"CMAES": nd.CMAES(0.5), "SepCMAES": nd.SepCMAES(0.5)}.items():
-    plain = nd.BlackBox(lambda x: float((scale * (x - 0.5) ** 2).sum()), np.zeros(5))
-    traced = nd.BlackBox(lambda x: (scale * (x - 0.5) ** 2).sum(), np.zeros(5), traceable=True)
-    results = [nd.fit(problem, trainer, steps=20, key=jr.key(0)) for problem in (plain, traced)]
-    kinds = [str(r.state.trainer.mean.dtype) for r in results] + [type(r.state.trainer.mean).__name__ for r in results]
-    found[name] = [trainer.traceable, plain.traceable, traced.traceable, kinds, [r.params.tolist() for r in results]]
-    check_trainer(trainer, moving=False, steps=120)
-print(json.dumps(found))
+"""
+BOTH = """
+trainer, scale = nd.CMAES(0.5), 10.0 ** np.arange(5)
+plain = nd.BlackBox(lambda x: float((scale * (x - 0.5) ** 2).sum()), np.zeros(5))
+traced = nd.BlackBox(lambda x: (scale * (x - 0.5) ** 2).sum(), np.zeros(5), traceable=True)
+results = [nd.fit(problem, trainer, steps=20, key=jr.key(0)) for problem in (plain, traced)]
+means = [result.state.trainer.mean for result in results]
+assert all(isinstance(x, jax.Array) and x.dtype == jnp.float64 for x in means)
+print(json.dumps([[trainer.traceable, plain.traceable, traced.traceable], [x.tolist() for x in means]]))
 """
 
 
-def test_where_jax_has_64_bits_the_trainer_is_traceable_and_finds_the_same() -> None:
+def alone(code: str) -> str:
+    """In a process where JAX has 64 bits."""
     root = pathlib.Path(nd.__file__).parents[1]
     environment = {**os.environ, "JAX_ENABLE_X64": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", X64], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", HEAD + code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    scale = 10.0 ** np.arange(5)
-    here = BlackBox(lambda x: float((scale * (x - 0.5) ** 2).sum()), np.zeros(5))
-    for name, found in json.loads(done.stdout).items():
-        trainer = getattr(nd, name)(0.5)
-        assert not trainer.traceable
-        assert found[:4] == [True, False, True, ["float64"] * 2 + ["ArrayImpl"] * 2]
-        want = nd.fit(here, trainer, steps=20, key=jr.key(0)).params
-        for params in found[4]:
-            np.testing.assert_allclose(params, want, rtol=1e-10, atol=1e-10)
+    return done.stdout
+
+
+def test_where_jax_has_64_bits_the_trainer_is_traceable_and_finds_the_same() -> None:
+    traceable, means = json.loads(alone(BOTH))
+    assert traceable == [True, False, True]
+    trainer, scale = nd.CMAES(0.5), 10.0 ** np.arange(5)
+    problem = BlackBox(lambda x: float((scale * (x - 0.5) ** 2).sum()), np.zeros(5))
+    want = nd.fit(problem, trainer, steps=20, key=jr.key(0)).state.trainer.mean
+    assert not trainer.traceable and isinstance(want, np.ndarray)
+    for mean in means:
+        np.testing.assert_allclose(mean, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["CMAES", "SepCMAES"])
+def test_the_contract_where_jax_has_64_bits(name: str) -> None:
+    alone(f"check_trainer(nd.{name}(0.5))")
 
 
 # The contract
 
 
-@pytest.mark.parametrize("trainer", [nd.CMAES(0.5), nd.SepCMAES(0.5)], ids=["full", "separable"])
-def test_the_contract(trainer: nd.AbstractTrainer) -> None:
-    """An optimum that moves is followed, too: sigma grows again."""
-    check_trainer(trainer)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["CMAES", "SepCMAES"])
+def test_the_contract(name: str) -> None:
+    """Of a moving optimum, too."""
+    check_trainer(getattr(nd, name)(0.5))
 
 
+def test_an_optimum_that_moves_is_followed() -> None:
+    goal = np.zeros(2)
+    problem = BlackBox(lambda x: ((x - goal) ** 2).sum(-1), np.ones(2), vectorized=True)
+    state, sigmas = nd.init(problem, SMALL, key=jr.key(0)), []
+    for aim, steps in ((0.0, 60), (50.0, 100)):
+        goal[:] = aim
+        for _ in range(steps):
+            state, metrics = nd.step(problem, SMALL, HOST, state)
+            sigmas.append(float(metrics["sigma"]))
+        np.testing.assert_allclose(SMALL.params(state.trainer), aim, atol=1e-2)
+    assert sigmas[59] < 1e-2 and max(sigmas[60:]) > 1
+
+
+@pytest.mark.slow
 def test_beside_a_gradient_and_a_search() -> None:
     start = {"a": np.zeros(2), "b": jnp.zeros(3), "n": jnp.zeros(2, int)}
     trainers = {"cma": SMALL, "slope": nd.Backprop(optax.sgd(0.1)), "search": nd.Genetic(population=8)}
@@ -524,19 +551,20 @@ def test_beside_a_gradient_and_a_search() -> None:
         domain={"a": Real(), "b": Real(), "n": Integer(0, 9)},
         traceable=True,
     )
-    result = nd.fit(problem, nd.Split(trainers, {"a": "cma", "b": "slope", "n": "search"}), steps=150, key=jr.key(0))
+    result = nd.fit(problem, nd.Split(trainers, {"a": "cma", "b": "slope", "n": "search"}), steps=50, key=jr.key(0))
     np.testing.assert_array_equal(result.params["n"], 3)
-    np.testing.assert_allclose(result.params["a"], 3.0, atol=1e-2)
-    np.testing.assert_allclose(result.params["b"], 1.0, atol=1e-4)
+    np.testing.assert_allclose(result.params["a"], 3.0, atol=0.1)
+    np.testing.assert_allclose(result.params["b"], 1.0, atol=1e-3)
     row = result.history[-1]
     assert {"cma/sigma", "cma/axis_ratio"} < set(row) and row["cma/axis_ratio"] >= 1
 
 
 @pytest.mark.xfail(strict=True, reason="`Memetic` takes members for their normals instead of refusing")
 def test_memetic_refuses_what_averages() -> None:
-    problem = BlackBox(lambda x: jnp.sum(x**2), jnp.ones(2))
+    trainer = nd.Memetic(SMALL, rate=0.1)
+    state = nd.init(BlackBox(lambda x: jnp.sum(x**2), jnp.ones(2)), trainer, key=jr.key(0))
     with pytest.raises(ValueError, match="averages its members and keeps none"):
-        nd.fit(problem, nd.Memetic(SMALL, rate=0.1), steps=1, key=jr.key(0))
+        trainer.ask(state.trainer, key=jr.key(1))
 
 
 # What is given
