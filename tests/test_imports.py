@@ -13,7 +13,7 @@ import pytest
 import nondiff
 
 ROOT = pathlib.Path(nondiff.__file__).parent
-SHARED = ("adaptation", "cloud", "covariance", "gaussian", "genotype", "margin", "schedules", "weighting")
+SHARED = ("adaptation", "cloud", "covariance", "gaussian", "genotype", "margin", "rates", "schedules", "weighting")
 PLUGINS = {"trainers", "estimators", "evaluators", "problems"}
 HEAVY = {"jax", "jaxlib", "numpy", "scipy", "optax", "equinox", "jaxtyping", "rich", "tyro"}
 

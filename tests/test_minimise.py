@@ -57,7 +57,7 @@ def test_the_budget_is_never_exceeded_and_every_call_is_counted(budget: int) -> 
     result = minimise(cost, np.zeros(2), evaluations=budget)
     assert result.evaluations <= budget < result.evaluations + 2 * 18
     assert len(calls) == 1 + result.evaluations  # the probe of `BlackBox`
-    assert result.loss == np.float32(min(calls[1:]))  # the best value ever seen
+    assert result.loss == min(calls[1:])  # the best value ever seen, in 64 bits
     assert float(np.sum((np.asarray(result.params) - 1.0) ** 2)) == pytest.approx(result.loss, rel=1e-6)
     assert budget < 500 or result.loss < 0.01
 
@@ -87,6 +87,64 @@ def test_the_same_key_gives_the_same_bits_and_another_key_others() -> None:
     default, zero, one = run(None), run(jr.key(0)), run(jr.key(1))
     np.testing.assert_array_equal(default.params, zero.params)
     assert default.loss == zero.loss != one.loss and (zero.params != one.params).all()
+
+
+ORDERED = {"n": np.array([3, 4]), "x": np.ones(3)}
+
+
+@pytest.mark.parametrize(
+    ("x0", "domain", "starts"),
+    [
+        (np.ones(5), None, "CMAES with restarts: 5 coordinates, a full covariance can be learned"),
+        (ORDERED, {"n": Integer(0, 9), "x": Real(-1, 2)}, "CMAES with restarts: 5 coordinates"),
+        (np.ones(300), None, "SepCMAES with restarts: 300 coordinates, too many for a full covariance"),
+        (np.ones(10_001), None, "OpenES of rank 1: 10001 coordinates"),
+        (np.ones(10_001), Real(0, 2), "Genetic: 10001 coordinates, with bounds"),
+        (X0, DOMAIN, "Genetic: some leaves are categories, which have no order"),
+    ],
+)
+def test_it_says_which_trainer_it_chose_and_why(x0: object, domain: object, starts: str) -> None:
+    result = minimise(lambda x: float(sum(np.sum(v) for v in jax.tree.leaves(x))), x0, domain=domain, evaluations=64)
+    assert result.choice.startswith(starts) and result.evaluations <= 64
+    given = nondiff.Genetic(population=4)
+    assert minimise(lambda x: 0.0, 1.0, trainer=given, evaluations=8).choice == "given"
+
+
+def test_python_with_exceptions_and_a_vectorised_function() -> None:
+    def raises(x: np.ndarray) -> float:
+        if x[0] + x[1] > 4.5:
+            raise ZeroDivisionError("no such point")
+        return float(np.sum((x - 2.0) ** 2))
+
+    with pytest.warns(
+        UserWarning, match=r"`fn` raised ZeroDivisionError\('no such point'\); that evaluation has failed"
+    ):
+        result = minimise(raises, np.zeros(2), evaluations=1_000)
+    np.testing.assert_allclose(result.params, 2.0, atol=1e-3)
+    with pytest.raises(ZeroDivisionError):
+        minimise(raises, np.full(2, 3.0))
+
+    def many(x: np.ndarray) -> np.ndarray:  # half of the points are failures
+        assert x.ndim == 2 and x.dtype == np.float64
+        return np.where(x[:, 0] < 2.0, np.nan, ((x - 2.5) ** 2).sum(1))
+
+    result = minimise(many, np.full(2, 3.0), vectorized=True, target=1e-8)
+    assert result.reason == "the target 1e-08 was reached"
+    np.testing.assert_allclose(result.params, 2.5, atol=1e-3)
+    assert many(np.asarray(result.params)[None])[0] == result.loss
+
+
+def test_a_picture_of_a_search() -> None:
+    result = minimise(lambda x: float(np.sum(x**2)), np.ones(3), target=1e-3)
+    figure = result.plot()
+    loss, sigma, ratio = figure.axes
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "sigma", "axis ratio"]
+    shown = {line.get_label(): line for line in loss.lines}
+    assert set(shown) == {"loss", "best", "best_ever"}
+    np.testing.assert_array_equal(shown["best_ever"].get_ydata(), [row["best_ever"] for row in result.history])
+    assert sigma.get_yscale() == ratio.get_yscale() == "log" and len(ratio.lines[0].get_xdata()) == result.steps
+    with pytest.raises(ValueError, match="has no rows"):
+        nondiff.fit(nondiff.BlackBox(sphere, jnp.ones(2)), nondiff.CMAES(), steps=0, key=jr.key(0)).plot()
 
 
 def test_any_trainer_serves() -> None:

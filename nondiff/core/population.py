@@ -19,10 +19,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from nondiff.core.problem import Params
-from nondiff.core.tree import barrier
+from nondiff.core.tree import barrier, host_rows
 
 
 class AbstractSampler(eqx.Module):
@@ -55,6 +56,13 @@ class AbstractSampler(eqx.Module):
         """`fn(member, *args)`: the one place that knows how a member's model is run."""
         return fn(self.build(shared, drawn), *args)
 
+    @property
+    def averages(self) -> bool:
+        """Does the trainer learn from what `draw` made? Else from the members themselves, which then may be changed
+        before it is told of them.
+        """
+        return type(self).sums is not AbstractSampler.sums
+
     def sums(self, shared: PyTree, drawn: PyTree, weights: Float[Array, " chunk"]) -> PyTree:
         """What a trainer wants summed over a chunk of members, each by its weight: the noise, its square, ...
 
@@ -83,6 +91,12 @@ class Population(eqx.Module):
         """Members `start .. start + size - 1`, still a recipe."""
         part = jtu.tree_map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), self.each)
         return Population(self.shared, part, self.sampler)
+
+    def rows(self, rows: np.ndarray) -> "Population":
+        """The chosen members, still a recipe; chosen on the host, so that a number of them compiles once, whatever the
+        population.
+        """
+        return Population(self.shared, host_rows(self.each, rows), self.sampler)
 
     def take(self, indices: Int[Array, " n"]) -> Params:
         """The chosen members as plain arrays, every leaf `[n, ...]`: survivors, the best, a chunk for the host."""

@@ -69,7 +69,11 @@ class Query(eqx.Module):
 
     def penalty(self, member: Params) -> Float[Array, ""]:
         """The sum of the quadratics at one member."""
-        return sum((q(member) for q in self.quadratic), jnp.zeros(()))
+        return penalty(self.quadratic, member)
+
+
+def penalty(quadratic: tuple[Quadratic, ...], member: Params) -> Float[Array, ""]:
+    return sum((q(member) for q in quadratic), jnp.zeros(()))
 
 
 class Evaluation(eqx.Module):
@@ -92,9 +96,10 @@ class Evaluation(eqx.Module):
         return self.loss + self.penalty
 
     @property
-    def ranked(self) -> Float[Array, "*pop"]:
+    def ranked(self) -> Float[Array | np.ndarray, "*pop"]:
         """`total` with every failure at infinity, so that sorting puts it last."""
-        return jnp.where(jnp.isfinite(self.total), self.total, jnp.inf)
+        here: Any = np if isinstance(self.total, np.ndarray) else jnp
+        return here.where(here.isfinite(self.total), self.total, here.inf)
 
 
 def is_query(x: Any) -> bool:

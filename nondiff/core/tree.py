@@ -62,6 +62,18 @@ def is_key(x: Any) -> bool:
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
+def host_rows(tree: PyTree, rows: np.ndarray) -> PyTree:
+    """The chosen rows of every leaf, taken in NumPy."""
+
+    def one(x: Any) -> Any:
+        if is_key(x):
+            data: Any = np.asarray(jax.random.key_data(x))[rows]
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return np.asarray(x)[rows]
+
+    return jtu.tree_map(one, tree)
+
+
 def fresh(tree: PyTree, *, host: bool = False) -> PyTree:
     """A copy with its own buffers and strong types; on the `host` NumPy's arrays stay such.
 

@@ -11,10 +11,11 @@ from jaxtyping import Array, PyTree
 
 from nondiff.core.evaluator import AbstractEvaluator, weigh
 from nondiff.core.exact import exactly, is_exact
+from nondiff.core.population import Population
 from nondiff.core.problem import AbstractProblem, Batch
-from nondiff.core.query import Evaluation, Query, map_queries, queries
+from nondiff.core.query import Evaluation, Quadratic, Query, map_queries, penalty, queries
 from nondiff.core.trainer import check_count
-from nondiff.core.tree import is_key
+from nondiff.core.tree import host_rows, is_key
 
 
 class Host(AbstractEvaluator):
@@ -63,25 +64,29 @@ class Host(AbstractEvaluator):
 
     def _part(self, problem: AbstractProblem, query: Query, batch: Batch, start: int) -> tuple[Any, ...]:
         n = min(self.chunk, len(query) - start)
-        members, keys, penalty = _members(query, jnp.asarray(start), n)  # as an array: a number would compile anew
-        value, aux = problem.losses(_numpy(eqx.combine(members, _repeat(query.others, n))), batch, keys=keys)
+        # A power of two of them is built, whatever the population: other sizes would compile anew.
+        rows = start + np.minimum(np.arange(1 << (n - 1).bit_length()), n - 1)
+        built = _members(query.population.rows(rows), query.quadratic)
+        members, added = jtu.tree_map(lambda x: x[:n], _numpy(built))
+        keys = host_rows(query.keys, rows[:n])
+        value, aux = problem.losses(eqx.combine(members, _repeat(query.others, n)), batch, keys=keys)
         value = np.asarray(value)
         if value.ndim not in (1, 2) or value.shape[0] != n or value.dtype.kind not in "fiub":
             raise ValueError(
                 f"`{type(problem).__name__}` answered {n} candidates with {value.dtype}{list(value.shape)}; "
                 f"expected {n} numbers, `[{n}]`, or one for each case, `[{n}, cases]`."
             )
-        value = value.astype(np.asarray(penalty).dtype)
+        value = value.astype(added.dtype)
         if query.wants.cases and value.ndim == 1:
             raise ValueError(f"the trainer asks for a loss per case; `{type(problem).__name__}` gives one per member.")
         loss = value if value.ndim == 1 else value.mean(1)
-        return loss, np.asarray(penalty), value if query.wants.cases else None, aux
+        return loss, added, value if query.wants.cases else None, aux
 
 
 @exactly
-def _members(query: Query, start: Array, n: int) -> tuple[PyTree, Array, Array]:
-    members = query.population.take(start + jnp.arange(n))
-    return members, jax.lax.dynamic_slice_in_dim(query.keys, start, n), jax.vmap(query.penalty)(members)
+def _members(population: Population, quadratic: tuple[Quadratic, ...]) -> tuple[PyTree, Array]:
+    members = population.take(jnp.arange(len(population)))
+    return members, jax.vmap(lambda member: penalty(quadratic, member))(members)
 
 
 _weigh = exactly(lambda query, answer, chunk: weigh(query, answer, chunk=chunk))

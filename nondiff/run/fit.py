@@ -45,6 +45,8 @@ class Result:
     """The metrics of every `log_every`-th step and of the last; `step` counts from 1."""
     chunks: tuple[int, ...] = ()
     """How many members of each query existed at once; another number may change the last bits."""
+    choice: str = ""
+    """Of `minimise`: which trainer it chose, and why."""
 
     def plot(self) -> Any:
         """A `matplotlib` figure of the run: losses, and the sigmas and the axis ratio of searches that have them.
@@ -71,6 +73,7 @@ def fit(
     callbacks: Iterable[Callback] = (),
     stop: Iterable[Stop] = (),
     log_every: int = 10,
+    lost: int = 1,
 ) -> Result:
     """Train until `steps` steps are done.
 
@@ -88,11 +91,13 @@ def fit(
     - `metrics`, `stop`, `callbacks`: functions of a `Moment` or `AbstractCallback`s, called in this order every
       `log_every` steps and after the last: what joins the row, why to end, and what else happens.
     - `log_every`: steps between two rows of `history` (default 10).
+    - `lost`: how many steps in a row may fail altogether before it raises (default 1: the first does). The state stays
+      as it is at such a step, and the next one asks for other points: for losses that fail often, more.
 
-    **Raises** `ValueError` before anything is compiled for what does not fit together; `NonFiniteError` when every
-    evaluation of a step failed; `OpaqueError` when a program did; `KeyboardInterrupt` on Ctrl-C and `SystemExit(143)`
-    on SIGTERM, after the step that is running and a last checkpoint (a second signal does not wait). Whatever it raises
-    has the last good state as `error.state`.
+    **Raises** `ValueError` before anything is compiled for what does not fit together; `NonFiniteError` when all
+    evaluations failed, `lost` steps in a row; `OpaqueError` when a program did; `KeyboardInterrupt` on Ctrl-C and
+    `SystemExit(143)` on SIGTERM, after the step that is running and a last checkpoint (a second signal does not wait).
+    Whatever it raises has the last good state as `error.state`.
 
     >>> import jax.numpy as jnp, nondiff, optax
     >>> problem = nondiff.BlackBox(lambda x: jnp.sum((x - 1.0) ** 2), jnp.zeros(2))
@@ -104,6 +109,7 @@ def fit(
     """
     check_count("fit", "steps", steps, least=0)
     check_count("fit", "log_every", log_every)
+    check_count("fit", "lost", lost)
     if evaluator is None:
         evaluator = Vmap() if getattr(problem, "traceable", True) else Host()
     for part, kind, name in ((problem, AbstractProblem, "a problem"), (trainer, AbstractTrainer, "a trainer"),
@@ -117,7 +123,7 @@ def fit(
     given = problem.batches() if batches is None else batches
     source = source_of(given, start=start, memory=None if memory is None else memory.get("batches", {}))
     plan = preflight(problem, trainer, evaluator, state, source.peek() if source and steps > start else None)
-    stepper = Stepper(plan, problem, trainer, evaluator, state, source)
+    stepper = Stepper(plan, (problem, trainer, evaluator), state, source, lost)
     resumed = memory is not None
     run = _Run(stepper, hooks, start, steps, log_every, resumed=resumed)
     unseen, stopped = hooks.remember(memory or {}), hooks.stopped(memory or {}, steps)

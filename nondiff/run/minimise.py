@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from nondiff.core.domain import Real, is_domain
+from nondiff.core.domain import Categorical, Real, is_domain
 from nondiff.core.problem import Params
 from nondiff.core.query import queries
 from nondiff.core.step import init, keys
@@ -20,7 +19,11 @@ from nondiff.core.trainer import AbstractTrainer, check_count
 from nondiff.problems import BlackBox
 from nondiff.run.fit import Result, checked_key, fit
 from nondiff.run.stopping import Target
-from nondiff.trainers import Best, Genetic, OpenES
+from nondiff.trainers import CMAES, Best, Genetic, OpenES, Restart, SepCMAES
+
+LOST = 20
+"""Steps in a row without a single answer: where half of all points fail, the small first population has many of them,
+but not so many."""
 
 
 def minimise(
@@ -32,6 +35,7 @@ def minimise(
     evaluations: int | None = None,
     target: float | None = None,
     key: Key[Array, ""] | None = None,
+    vectorized: bool = False,
     workers: int = 0,
 ) -> Result:
     """The best point found for `f`, starting from `x0`.
@@ -39,13 +43,17 @@ def minimise(
     **Arguments:**
 
     - `f`: one number for one point; JAX or plain Python on NumPy arrays. Deterministic: the best value ever seen wins.
+      NaN, and in plain Python an exception, is a failed evaluation; of exceptions a warning says the text.
     - `x0`: a number, an array, or any pytree of them.
     - `domain`: a `Real`, `Integer` or `Categorical`, or a tree of them, a prefix of `x0`.
-    - `trainer`: default `OpenES` where every leaf is an unbounded real, else `Genetic`; both with steps that shrink by
-      three orders of magnitude over the budget. Any trainer serves, `Backprop` too if `f` is written in JAX.
+    - `trainer`: any; `Backprop` too if `f` is written in JAX. Default, said in `Result.choice` with the reason: with a
+      category among the leaves `Genetic`; else `CMAES` up to 200 coordinates and `SepCMAES` up to 10,000, with restarts
+      (`IPOP`); above, `OpenES` with rank 1 where there are no bounds and no whole numbers. Steps of `Genetic` and
+      `OpenES` shrink by three orders of magnitude over the budget.
     - `evaluations`: the budget, never exceeded (default: 1,000 for each coordinate, between 10,000 and 100,000).
     - `target`: stop as soon as the best value is at or below it.
     - `key`: `jax.random.key(seed)` (default seed 0: the same call gives the same answer).
+    - `vectorized`: `f` takes many points, every leaf `[n, ...]`, and returns `[n]` numbers (default False).
     - `workers`: 0, this process.
 
     **Returns** a `Result`: `params` is the best point, `loss` its value, `evaluations` how many were made, `reason` why
@@ -67,10 +75,11 @@ def minimise(
         raise ValueError(f"`minimise(workers={workers!r})`: evaluation runs in this process only; use 0.")
     if target is not None and math.isnan(target):
         raise ValueError("`minimise(target=nan)`: expected a number; leave it out to spend the whole budget.")
-    problem = BlackBox(f, x0, domain=domain)
-    size = sum(x.size for x in jtu.tree_leaves(problem.x0))
+    problem = BlackBox(f, x0, domain=domain, vectorized=vectorized, errors="raise" if vectorized else "fail")
+    size = optax.tree.size(problem.x0)
     budget = min(max(1_000 * size, 10_000), 100_000) if evaluations is None else evaluations
-    chosen = Best(_default(problem, budget) if trainer is None else trainer)
+    trainer, choice = _default(problem, budget) if trainer is None else (trainer, "given")
+    chosen = Best(trainer)
     key = jr.key(0) if key is None else checked_key("minimise", key)
     per_step = _evaluations(problem, chosen, key)
     if budget < per_step:
@@ -82,15 +91,16 @@ def minimise(
     steps = budget // per_step
     stop = () if target is None else (Target(target, "best_ever"),)
     log_every = 1 if target is not None or not problem.traceable else max(1, steps // 100)
-    result = fit(problem, chosen, steps=steps, key=key, stop=stop, log_every=log_every)
+    result = fit(problem, chosen, steps=steps, key=key, stop=stop, log_every=log_every, lost=LOST)
     loss = float(result.state.trainer.loss)
     spent = result.reason == f"all {steps} steps done"
     reason = f"the budget of {budget} evaluations was spent" if spent else result.reason
-    return dataclasses.replace(result, loss=loss, reason=reason)
+    return dataclasses.replace(result, loss=loss, reason=reason, choice=choice)
 
 
-def _default(problem: BlackBox, budget: int) -> AbstractTrainer:
-    size = sum(x.size for x in jtu.tree_leaves(problem.x0))
+def _default(problem: BlackBox, budget: int) -> tuple[AbstractTrainer, str]:
+    """A trainer, and why this one."""
+    size = optax.tree.size(problem.x0)
     population = 2 * (8 + int(1.5 * math.log(size + 1)))  # grows as in CMA-ES, from a base that a noisy start needs
     population = max(2, min(population, 2 * (budget // 2)))
     steps = max(budget // population, 1)
@@ -99,10 +109,22 @@ def _default(problem: BlackBox, budget: int) -> AbstractTrainer:
         return optax.exponential_decay(start, steps, 1e-3)
 
     domains = jtu.tree_leaves(problem.domains, is_leaf=is_domain)
+    genetic = Genetic(population=population, scale=shrinking(0.3))
+    if any(isinstance(d, Categorical) for d in domains):
+        return genetic, "Genetic: some leaves are categories, which have no order"
+    for most, kind, why in (
+        (200, CMAES, "a full covariance can be learned"),
+        (10_000, SepCMAES, "too many for a full covariance"),
+    ):
+        if size <= most:
+            least = kind().size(size)
+            inner = kind(population=None if budget >= least else max(4, budget))
+            return Restart(inner, most=budget), f"{kind.__name__} with restarts: {size} coordinates, {why}"
     if all(isinstance(d, Real) and not d.constrained for d in domains):
-        reach = 0.3 * max(1.0, float(jnp.max(jnp.asarray([jnp.max(jnp.abs(x)) for x in jtu.tree_leaves(problem.x0)]))))
-        return OpenES(optax.adam(shrinking(reach)), sigma=shrinking(reach), population=population)
-    return Genetic(population=population, scale=shrinking(0.3))
+        reach = 0.3 * max(1.0, max(float(abs(x).max(initial=0.0)) for x in jtu.tree_leaves(problem.x0)))
+        trainer = OpenES(optax.adam(shrinking(reach)), sigma=shrinking(reach), population=population, rank=1)
+        return trainer, f"OpenES of rank 1: {size} coordinates, too many to learn a sigma for each"
+    return genetic, f"Genetic: {size} coordinates, with bounds or whole numbers"
 
 
 def _evaluations(problem: BlackBox, trainer: AbstractTrainer, key: Key[Array, ""]) -> int:

@@ -23,7 +23,9 @@ from nondiff.run.preflight import Plan
 
 
 class NonFiniteError(FloatingPointError):
-    """Every evaluation of a step failed. `state` is the last good one, `step` the number of that step."""
+    """All evaluations failed, as many steps in a row as `fit(lost=...)` says: `step` is the number of the last of them,
+    `state` the last good one.
+    """
 
     def __init__(self, message: str, *, step: int, state: TrainState):
         super().__init__(message)
@@ -34,10 +36,10 @@ class Stepper:
     """The state of a run, and how it takes several steps in one call. Bits do not depend on where a run is cut."""
 
     def __init__(
-        self, plan: Plan, problem: Any, trainer: Any, evaluator: Any, state: TrainState, source: Source | None
+        self, plan: Plan, parts: tuple[Any, Any, Any], state: TrainState, source: Source | None, most_lost: int
     ):
-        self.plan, self.parts, self.source = plan, (problem, trainer, evaluator), source
-        self.stride, self.evaluations = 1, 0
+        self.plan, self.parts, self.source, self.most_lost = plan, parts, source, most_lost
+        self.stride, self.evaluations, self.lost = 1, 0, 0
         self._at = state, int(state.step)  # one assignment, which no signal can cut in two
         self._pending: list[Any] = []  # metrics of single steps, on the device
         self._row: Row = {}
@@ -64,8 +66,9 @@ class Stepper:
             lost = advance(min(count, self.stride), most)
         except (jax.errors.JaxRuntimeError, ValueError) as error:  # a compiled call's second run raises the latter
             raise (last_failure() or error) from None
-        if lost:
-            self._lost()
+        self.lost = lost and lost + self.lost * (self.done == before + 1)  # in a row
+        if self.lost >= self.most_lost:
+            self._give_up()
         self._pace(time.perf_counter() - begin, most)
         return self.done - before
 
@@ -107,12 +110,13 @@ class Stepper:
         elif seconds > 0.5:
             self.stride = max(self.stride // 2, 1)
 
-    def _lost(self) -> None:
+    def _give_up(self) -> None:
         row = self.fetch()
         failed, asked = int(row["failed"]), int(row["evaluations"])
         what = f"all evaluations of a query failed ({failed} of the step's {asked} have no finite loss and gradient)"
         if not failed:
             what = "it leads to parameters that are not finite"
+        what += f", and so it was in the {self.lost - 1} steps before" if self.lost > 1 else ""
         raise NonFiniteError(
             f"step {self.done}: {what}. The parameters stay as they were before it, in `error.state`. Is a rate or "
             "sigma too large, or the start outside of what the loss allows?",

@@ -4,9 +4,8 @@ Equation numbers are those of Hansen, 2016, "The CMA Evolution Strategy: A Tutor
 The kind of covariance is left open (`covariance.py`); bounds and whole numbers are `genotype.py` and `margin.py`.
 """
 
-import abc
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,17 +13,19 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from nondiff.arrays import normals
 from nondiff.core.exact import exactly
 from nondiff.core.population import AbstractSampler, Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_positive
 from nondiff.core.tree import broadcast, none_like
-from nondiff.trainers.covariance import AbstractSpread, Rates, rates
+from nondiff.trainers.covariance import AbstractSpread
 from nondiff.trainers.genotype import Genotype, check_ordered
 from nondiff.trainers.margin import with_margin
+from nondiff.trainers.rates import Rates, rates
 from nondiff.trainers.weighting import by_rank
 
 
@@ -32,23 +33,23 @@ class _Shared(eqx.Module):
     mean: Float[Array, " n"]
     step: Float[Array, " n"]
     spread: AbstractSpread
-    key: Key[Array, ""]
     genotype: Genotype
 
 
 class _Cloud(AbstractSampler):
-    """`member = mean + step * spread(normals)`, inside of the domain; each = the number of its normals."""
+    """`member = mean + step * spread(normals)`, inside of the domain; each = its normals, of 32 bits in any case, so
+    that a member is the same whoever builds it. They are few beside what the covariance holds, and are needed twice.
+    """
 
-    def hoist(self, shared: _Shared, each: UInt[Array, " pop"]) -> bool:
-        return True
-
-    def draw(self, shared: _Shared, each: UInt[Array, ""]) -> Float[Array, " n"]:
-        # Of 32 bits in either precision, so that a member is the same whoever builds it.
-        z = jr.normal(jr.fold_in(shared.key, each), shared.mean.shape, jnp.float32)
-        return z.astype(jnp.result_type(shared.mean))
+    def draw(self, shared: _Shared, each: Float[Array, " n"]) -> Float[Array, " n"]:
+        return each
 
     def build(self, shared: _Shared, drawn: Float[Array, " n"]) -> Params:
-        return shared.genotype.params(shared.mean + shared.step * shared.spread.times(drawn))
+        return shared.genotype.params(shared.mean + shared.step * shared.spread.times(drawn.astype(shared.mean.dtype)))
+
+    def sums(self, shared: _Shared, drawn: Float[Array, "chunk n"], weights: Float[Array, " chunk"]) -> Array:
+        del shared
+        return weights @ drawn
 
 
 class _State(eqx.Module):
@@ -80,14 +81,7 @@ class AbstractCMA(AbstractTrainer[_State]):
     population: eqx.AbstractVar[int | None]
     tolfun: eqx.AbstractVar[int | float]
     tolx: eqx.AbstractVar[int | float]
-
-    @abc.abstractmethod
-    def speed(self, n: int) -> float:
-        """How much faster than a full covariance of `n` coordinates it is learned."""
-
-    @abc.abstractmethod
-    def spread(self, mean: Float[Array, " n"], every: int) -> AbstractSpread:
-        """The first one: of standard normals."""
+    kind: eqx.AbstractClassVar[type[AbstractSpread]]
 
     def __check_init__(self) -> None:
         owner = type(self).__name__
@@ -124,14 +118,19 @@ class AbstractCMA(AbstractTrainer[_State]):
         sigma = None
         if self.sigma is not None:
             sigma = broadcast(self.sigma, params, what=f"`{type(self).__name__}(sigma)`")
-        return _first(self, genotype, sigma, np.zeros(()))
+        n = sum(math.prod(x.shape) for x in jtu.tree_leaves(params))
+        return _first(self.kind, genotype, sigma, self._rates(n)[1])
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:
-        return _asked(self, state, key)
+        return _asked(self.size(state.mean.size), state, key)
 
     def tell(self, state: _State, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[_State, Metrics]:
         del key
-        return _told(self, state, query.population, answer)
+        sums, found = self._rates(state.mean.size)
+        # In two parts: only the first is compiled anew for another population, as restarts have it.
+        return _moved(
+            state, _seen(state, query.population.each, answer, sums), found, np.array([self.tolfun, self.tolx], float)
+        )
 
     def params(self, state: _State) -> Params:
         return _params(state)
@@ -142,21 +141,19 @@ class AbstractCMA(AbstractTrainer[_State]):
     def size(self, n: int) -> int:
         return 4 + int(3 * math.log(max(n, 1))) if self.population is None else self.population  # (48)
 
-    def rates(self, n: int) -> Rates:
-        return rates(max(n, 1), self.size(n), self.speed(n))
+    def _rates(self, n: int) -> tuple[np.ndarray, Rates]:
+        return rates(n, self.size(n), self.kind.speed(n))
 
 
 @exactly
-def _first(trainer: AbstractCMA, genotype: Genotype, sigma: PyTree, exact: Any) -> _State:
-    """`exact` says in how many bits."""
+def _first(kind: type[AbstractSpread], genotype: Genotype, sigma: PyTree, found: Rates) -> _State:
+    bits = found.alpha.dtype
     widths = genotype.widths() if sigma is None else sigma
-    mean, units = genotype.vector(genotype.like, exact.dtype), genotype.spread_out(widths).astype(exact.dtype)
-    sigma = jnp.max(units, initial=jnp.finfo(units.dtype).tiny)  # of leaves of one sigma, that is what is said of it
-    units = jnp.maximum(units / sigma, jnp.finfo(units.dtype).eps)  # a range may be 0
-    n, found = mean.size, trainer.rates(mean.size)
-    every = max(1, int(1 / (10 * max(n, 1) * (found.one + found.many))))  # tutorial, B.2
-    zero, none = jnp.zeros_like(mean), jnp.full(_recent(n), jnp.inf, mean.dtype)
-    spread, count = trainer.spread(mean, every), jnp.zeros((), jnp.int32)
+    mean, units = genotype.vector(genotype.like, bits), genotype.spread_out(widths).astype(bits)
+    sigma = jnp.max(units, initial=jnp.finfo(bits).tiny)  # of leaves of one sigma, that is what is said of it
+    units = jnp.maximum(units / sigma, jnp.finfo(bits).eps)  # a range may be 0
+    zero, none = jnp.zeros_like(mean), jnp.full(_recent(mean.size), jnp.inf, bits)
+    spread, count = kind.standard(mean, found.every), jnp.zeros((), jnp.int32)
     return _State(mean, sigma, units, spread, zero, zero, genotype, sigma, none, none, none[0], count, count)
 
 
@@ -166,58 +163,85 @@ def _recent(n: int) -> int:
 
 
 @exactly
-def _asked(trainer: AbstractCMA, state: _State, key: Key[Array, ""]) -> Query:
+def _asked(population: int, state: _State, key: Key[Array, ""]) -> Query:
     k_noise, k_evaluation = jr.split(key)
-    population = trainer.size(state.mean.size)
-    shared = _Shared(state.mean, state.sigma * state.units, state.spread, k_noise, state.genotype)
-    members = Population(shared, jnp.arange(population, dtype=jnp.uint32), _Cloud())
-    return Query(members, none_like(state.genotype.like), jr.split(k_evaluation, population))
+    n = state.mean.size
+    shared = _Shared(state.mean, state.sigma * state.units, state.spread, state.genotype)
+    each = normals(k_noise, population * n).reshape(population, n)
+    keys = jnp.broadcast_to(k_evaluation, (population,))  # common random numbers: members are compared
+    return Query(Population(shared, each, _Cloud()), none_like(state.genotype.like), keys)
+
+
+class _Seen(NamedTuple):
+    """What a step learns from its members, whatever their number."""
+
+    middle: Float[Array, " n"]
+    """Of the better ones, as steps of the covariance."""
+    turned: Float[Array, " n"]
+    """The same without lengths."""
+    many: Array
+    """The covariance of all, the worse ones with negative weights."""
+    total: Float[Array, ""]
+    """The weights of all."""
+    mass: Float[Array, ""]
+    """mu_eff."""
+    best: Float[Array, ""]
+    median: Float[Array, ""]
+    range: Float[Array, ""]
+    """From the best to the worst."""
+    flat: Bool[Array, ""]
+    """Are the losses of the better half all the same?"""
 
 
 @exactly
-def _told(trainer: AbstractCMA, state: _State, population: Population, answer: Evaluation) -> tuple[_State, Metrics]:
-    n, found, losses = state.mean.size, trainer.rates(state.mean.size), answer.ranked.astype(state.mean.dtype)
-    z = population.sampler.draws(population.shared, population.each)
-    y = state.spread.times(z)
-    weights = by_rank(jnp.asarray(found.weights, z.dtype), losses)
+def _seen(state: _State, z: Float[Array, "pop n"], answer: Evaluation, sums: Array | np.ndarray) -> _Seen:
+    z, losses = z.astype(state.mean.dtype), jnp.asarray(answer.ranked, state.mean.dtype)
+    y, least = state.spread.times(z), jnp.finfo(z.dtype).tiny
+    order = jnp.sort(losses)
+    weights = jnp.where(order[0] == order[-1], 0.0, by_rank(sums, losses))  # equal losses say nothing
     weights = jnp.where(jnp.isfinite(losses), weights, jnp.minimum(weights, 0))  # a failure attracts nothing
     plus, minus = jnp.maximum(weights, 0), jnp.minimum(weights, 0)
-    plus = plus / jnp.maximum(jnp.sum(plus), jnp.finfo(z.dtype).tiny)
-    mass = 1 / jnp.maximum(jnp.sum(plus**2), jnp.finfo(z.dtype).tiny)
-    middle = plus @ y
-    mean = state.mean + state.sigma * state.units * middle  # (41), (42)
+    plus = plus / jnp.maximum(jnp.sum(plus), least)
+    mass = 1 / jnp.maximum(jnp.sum(plus**2), least)
+    active = plus + minus * state.mean.size / jnp.maximum(jnp.sum(z**2, 1), least)  # (46)
+    many, total = state.spread.sum(y, active), jnp.sum(plus + minus)
+    best, median, middle = order[0], order[(losses.size - 1) // 2], order[losses.size // 2]
+    reach = jnp.max(losses, where=jnp.isfinite(losses), initial=-jnp.inf) - best
+    return _Seen(plus @ y, state.spread.turned(plus @ z), many, total, mass, best, median, reach, best == middle)
+
+
+@exactly
+def _moved(state: _State, seen: _Seen, found: Rates, tolerances: Array | np.ndarray) -> tuple[_State, Metrics]:
+    n = state.mean.size
+    mean = state.mean + state.sigma * state.units * seen.middle  # (41), (42)
     # The step's length is compared with that of a random walk, whose expectation is E|N(0, I)|.
     c = found.length
-    length = (1 - c) * state.length + jnp.sqrt(c * (2 - c) * mass) * state.spread.turned(plus @ z)  # (43)
+    length = (1 - c) * state.length + jnp.sqrt(c * (2 - c) * seen.mass) * seen.turned  # (43)
     expected = math.sqrt(n) * (1 - 1 / (4 * max(n, 1)) + 1 / (21 * max(n, 1) ** 2))
     ratio = jnp.linalg.norm(length) / max(expected, 1e-300)
     sigma = state.sigma * jnp.exp(jnp.minimum(1, c / found.damping * (ratio - 1)))  # (44)
     # A path that is long only since sigma is much too small would stretch the covariance.
     usual = ratio / jnp.sqrt(1 - (1 - c) ** (2.0 * (state.step + 1))) < 1.4 + 2 / (n + 1)
     c = found.path
-    path = (1 - c) * state.path + usual * jnp.sqrt(c * (2 - c) * mass) * middle  # (45)
-    active = plus + minus * n / jnp.maximum(jnp.sum(z**2, 1), jnp.finfo(z.dtype).tiny)  # (46)
+    path = (1 - c) * state.path + usual * jnp.sqrt(c * (2 - c) * seen.mass) * seen.middle  # (45)
     lost = jnp.where(usual, 0, found.one * c * (2 - c))
-    keep = 1 + lost - found.one - found.many * jnp.sum(plus + minus)
-    spread = state.spread.learned(keep, path, found.one, y, found.many * active)  # (47)
+    keep = 1 + lost - found.one - found.many * seen.total
+    spread = state.spread.learned(keep, path, found.one, found.many * seen.many)  # (47)
     # Where the better half is flat, selection says nothing: search wider, as pycma does.
-    order = jnp.sort(losses)
-    flat = order[0] == order[losses.size // 2]
-    sigma = sigma * jnp.where(flat, math.exp(0.2 + found.length / found.damping), 1.0)
+    sigma = sigma * jnp.where(seen.flat, jnp.exp(0.2 + found.length / found.damping), 1.0)
     # Members that are folded back from everywhere see no slope: no step beyond a third of the range, as in pycma.
     ranges = state.genotype.ranges()
     widest = jnp.where(ranges > 0, ranges, jnp.inf) / (3 * state.units * jnp.sqrt(spread.variances()))
     sigma = jnp.minimum(sigma, jnp.min(widest, initial=jnp.inf))
-    mean, units = with_margin(mean, sigma, state.units, spread.variances(), state.genotype, losses.size)
-    ok = jnp.isfinite(losses)
-    reach = jnp.max(losses, where=ok, initial=-jnp.inf) - order[0]
+    mean, units = with_margin(mean, sigma, state.units, spread.variances(), state.genotype, found.alpha)
     bests, medians = (
-        jnp.roll(old, 1).at[0].set(new)
-        for old, new in ((state.bests, order[0]), (state.medians, order[(losses.size - 1) // 2]))
+        jnp.roll(old, 1).at[0].set(new) for old, new in ((state.bests, seen.best), (state.medians, seen.median))
     )
     same = state.genotype, state.first
-    new = _State(mean, sigma, units, spread, length, path, *same, bests, medians, reach, state.step + 1, state.ending)
-    lengths, new = spread.lengths(), eqx.tree_at(lambda s: s.ending, new, _ending(trainer, new))
+    new = _State(
+        mean, sigma, units, spread, length, path, *same, bests, medians, seen.range, state.step + 1, state.ending
+    )
+    lengths, new = spread.lengths(), eqx.tree_at(lambda s: s.ending, new, _ending(new, found.lately, *tolerances))
     return new, {"sigma": sigma, "axis_ratio": jnp.max(lengths) / jnp.min(lengths)}
 
 
@@ -226,14 +250,15 @@ def _params(state: _State) -> Params:
     return state.genotype.params(state.mean)
 
 
-def _ending(trainer: AbstractCMA, state: _State) -> Int[Array, ""]:
+def _ending(state: _State, lately: Any, tolfun: Any, tolx: Any) -> Int[Array, ""]:
     """The number of the first of `endings` that holds, or 0 (Hansen, 2009, "Benchmarking a BI-population CMA-ES")."""
-    n, third = state.mean.size, state.bests.size * 3 // 10
-    lately = state.bests[: 10 + math.ceil(30 * n / trainer.size(n))]
-    flat = (jnp.max(lately) - jnp.min(lately) < trainer.tolfun) & (state.range < trainer.tolfun)
+    third = state.bests.size * 3 // 10
+    lately = jnp.arange(state.bests.size) < lately
+    highest = jnp.max(state.bests, where=lately, initial=-jnp.inf)
+    flat = (highest - jnp.min(state.bests, where=lately, initial=jnp.inf) < tolfun) & (state.range < tolfun)
     real = np.isnan(state.genotype.integers()[0])
     width = state.sigma * state.units * jnp.maximum(jnp.abs(state.path), jnp.sqrt(state.spread.variances()))
-    still = jnp.all(width[real] < trainer.tolx * state.first) & real.any()
+    still = jnp.all(width[real] < tolx * state.first) & real.any()
     lengths = state.spread.lengths()
     narrow = jnp.max(lengths) > 1e7 * jnp.min(lengths)
     stale = [jnp.median(x[:third]) >= jnp.median(x[-third:]) for x in (state.bests, state.medians)]

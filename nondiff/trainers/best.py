@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from nondiff.core.exact import exactly
+from nondiff.core.population import Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, answers, queries
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
@@ -58,9 +59,19 @@ class Best(AbstractTrainer[_State]):
     def tell(
         self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
     ) -> tuple[_State, Metrics]:
-        best, loss = _better(state.params, state.loss, queries(query), answers(answer))
+        found = (self._winner(q, a) for q, a in zip(queries(query), answers(answer), strict=True))
+        best, loss = _better(state.params, state.loss, list(found))
         inner, metrics = self.inner.tell(state.inner, query, answer, key=key)
         return _State(inner, best, loss), {**metrics, "best_ever": loss}
+
+    def _winner(self, query: Query, answer: Evaluation) -> tuple[Population, Params, Float[Array | np.ndarray, ""]]:
+        """The best member as a population of one, the leaves beside it, and its loss."""
+        if self.traceable:
+            i = jnp.argmin(answer.ranked)
+            return query.population.span(i, 1), query.others, answer.ranked[i]
+        losses = np.asarray(answer.ranked)
+        i = int(np.argmin(losses))
+        return query.population.rows(np.array([i])), query.others, losses[i : i + 1].reshape(())
 
     def params(self, state: _State) -> Params:
         return state.params
@@ -75,16 +86,19 @@ class Best(AbstractTrainer[_State]):
 
 @exactly
 def _better(
-    best: Params, loss: Float[Array | np.ndarray, ""], asked: list[Query], answered: list[Evaluation]
+    best: Params,
+    loss: Float[Array | np.ndarray, ""],
+    found: list[tuple[Population, Params, Float[Array | np.ndarray, ""]]],
 ) -> tuple[Params, Float[Array | np.ndarray, ""]]:
-    for q, a in zip(asked, answered, strict=True):
-        i = jnp.argmin(a.ranked)
-        member = jtu.tree_map(lambda x: x[0], q.population.take(i[None]))
-        everything = eqx.combine(member, q.others)
+    for population, others, its in found:
+        member = jtu.tree_map(lambda x: x[0], population.take(jnp.zeros(1, int)))
         # Leaves of trainers outside of me are not mine to keep.
         member = jtu.tree_map(
-            lambda x, new: None if x is None else new.astype(x.dtype), best, everything, is_leaf=is_none
+            lambda x, new: None if x is None else new.astype(x.dtype),
+            best,
+            eqx.combine(member, others),
+            is_leaf=is_none,
         )
-        better = a.ranked[i] < loss
-        best, loss = select(better, member, best), jnp.where(better, a.ranked[i].astype(loss.dtype), loss)
+        better = its < loss
+        best, loss = select(better, member, best), jnp.where(better, its.astype(loss.dtype), loss)
     return best, loss

@@ -5,14 +5,12 @@ through Active Covariance Matrix Adaptation").
 Learns which directions are long and which are short, so that the shape of a valley no longer matters.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from nondiff.trainers.adaptation import AbstractCMA
-from nondiff.trainers.covariance import Full
+from nondiff.trainers.covariance import AbstractSpread, Full
 
 
 class CMAES(AbstractCMA):
@@ -53,11 +51,4 @@ class CMAES(AbstractCMA):
     population: int | None = eqx.field(kw_only=True, static=True, default=None)
     tolfun: int | float = eqx.field(kw_only=True, static=True, default=1e-11)
     tolx: int | float = eqx.field(kw_only=True, static=True, default=1e-11)
-
-    def speed(self, n: int) -> float:
-        del n
-        return 1.0
-
-    def spread(self, mean: Float[Array, " n"], every: int) -> Full:
-        eye = jnp.eye(mean.size, dtype=mean.dtype)
-        return Full(eye, eye, jnp.ones_like(mean), jnp.zeros((), jnp.int32), every)
+    kind: ClassVar[type[AbstractSpread]] = Full

@@ -1,57 +1,26 @@
-"""What covariance matrix adaptation learns, and how fast: a full covariance, or one of the coordinates alone.
-
-Equation numbers are those of Hansen, 2016, "The CMA Evolution Strategy: A Tutorial", https://arxiv.org/abs/1604.00772.
-"""
+"""What covariance matrix adaptation learns: a full covariance, or one of the coordinates alone."""
 
 import abc
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
-
-
-class Rates(NamedTuple):
-    """What follows from the dimension n and the population (table 1 of the tutorial)."""
-
-    weights: np.ndarray
-    """Of the members, the best first; the positive ones sum to 1, the rest are negative."""
-    mean: float
-    """mu_eff, of the positive ones."""
-    path: float
-    """c_c."""
-    length: float
-    """c_sigma."""
-    damping: float
-    """d_sigma."""
-    one: float
-    """c_1."""
-    many: float
-    """c_mu."""
-
-
-def rates(n: int, population: int, speed: float = 1.0) -> Rates:
-    """Of a covariance with few parameters, c_1 and c_mu may be `speed` times as large."""
-    raw = math.log((population + 1) / 2) - np.log(np.arange(1, population + 1))  # (49)
-    plus, minus = np.maximum(raw, 0), np.maximum(-raw, 0)
-    mean = plus.sum() ** 2 / (plus**2).sum()
-    one = min(1.0, speed * 2 / ((n + 1.3) ** 2 + mean))  # (57)
-    many = min(1 - one, speed * 2 * (0.25 + mean - 2 + 1 / mean) / ((n + 2) ** 2 + mean))  # (58)
-    length = (mean + 2) / (n + mean + 5)  # (55)
-    damping = 1 + 2 * max(0.0, math.sqrt((mean - 1) / (n + 1)) - 1) + length  # (55)
-    path = (4 + mean / n) / (n + 4 + 2 * mean / n)  # (56)
-    # How much the worst may take away: (50) to (53).
-    other = minus.sum() ** 2 / (minus**2).sum() if minus.any() else 0.0
-    bounds = [1 + one / many, 1 + 2 * other / (mean + 2), (1 - one - many) / (n * many)] if many else [0.0]
-    weights = plus / plus.sum() - min(bounds) * minus / max(minus.sum(), 1e-300)
-    return Rates(weights, mean, path, length, damping, one, many)
 
 
 class AbstractSpread(eqx.Module):
     """A covariance, and what follows from it."""
+
+    @classmethod
+    @abc.abstractmethod
+    def standard(cls, like: Float[Array, " n"], every: Any) -> "AbstractSpread":
+        """The identity, whose axes may be computed at every `every`th step alone."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def speed(n: int) -> float:
+        """How much faster than a full covariance of `n` coordinates it is learned."""
 
     @abc.abstractmethod
     def times(self, z: Float[Array, "*pop n"]) -> Float[Array, "*pop n"]:
@@ -69,11 +38,14 @@ class AbstractSpread(eqx.Module):
     def lengths(self) -> Float[Array, " n"]:
         """Standard deviations along the axes."""
 
+    @staticmethod
     @abc.abstractmethod
-    def learned(
-        self, keep: Array, path: Float[Array, " n"], one: Any, y: Float[Array, "pop n"], weights: Float[Array, " pop"]
-    ) -> "AbstractSpread":
-        """`keep C + one path path' + sum_i weights_i y_i y_i'`."""
+    def sum(y: Float[Array, "pop n"], weights: Float[Array, " pop"]) -> Array:
+        """`sum_i weights_i y_i y_i'`, as far as `learned` needs it."""
+
+    @abc.abstractmethod
+    def learned(self, keep: Array, path: Float[Array, " n"], one: Any, many: Array) -> "AbstractSpread":
+        """`keep C + one path path' + many`, which is a `sum`."""
 
 
 class Full(AbstractSpread):
@@ -83,7 +55,17 @@ class Full(AbstractSpread):
     axes: Float[Array, "n n"]
     scale: Float[Array, " n"]
     age: Int[Array, ""]
-    every: int = eqx.field(static=True)
+    every: Int[Array, ""]
+
+    @classmethod
+    def standard(cls, like: Array, every: Any) -> "Full":
+        eye = jnp.eye(like.size, dtype=like.dtype)
+        return cls(eye, eye, jnp.ones_like(like), jnp.zeros((), jnp.int32), every)
+
+    @staticmethod
+    def speed(n: int) -> float:
+        del n
+        return 1.0
 
     def times(self, z: Array) -> Array:
         return (z * self.scale) @ self.axes.T
@@ -97,8 +79,12 @@ class Full(AbstractSpread):
     def lengths(self) -> Array:
         return self.scale
 
-    def learned(self, keep: Array, path: Array, one: Any, y: Array, weights: Array) -> "Full":
-        covariance = keep * self.covariance + one * jnp.outer(path, path) + (y.T * weights) @ y
+    @staticmethod
+    def sum(y: Array, weights: Array) -> Array:
+        return (y.T * weights) @ y
+
+    def learned(self, keep: Array, path: Array, one: Any, many: Array) -> "Full":
+        covariance = keep * self.covariance + one * jnp.outer(path, path) + many
         age = self.age + 1
 
         def fresh() -> tuple[Array, Array, Array]:
@@ -115,6 +101,15 @@ class Diagonal(AbstractSpread):
 
     scale: Float[Array, " n"]
 
+    @classmethod
+    def standard(cls, like: Array, every: Any) -> "Diagonal":
+        del every
+        return cls(jnp.ones_like(like))
+
+    @staticmethod
+    def speed(n: int) -> float:
+        return max(1.0, (n + 1.5) / 3)  # as pycma has it; the paper's is (n + 2) / 3
+
     def times(self, z: Array) -> Array:
         return z * self.scale
 
@@ -127,5 +122,9 @@ class Diagonal(AbstractSpread):
     def lengths(self) -> Array:
         return self.scale
 
-    def learned(self, keep: Array, path: Array, one: Any, y: Array, weights: Array) -> "Diagonal":
-        return Diagonal(jnp.sqrt(keep * self.scale**2 + one * path**2 + weights @ y**2))
+    @staticmethod
+    def sum(y: Array, weights: Array) -> Array:
+        return weights @ y**2
+
+    def learned(self, keep: Array, path: Array, one: Any, many: Array) -> "Diagonal":
+        return Diagonal(jnp.sqrt(keep * self.scale**2 + one * path**2 + many))

@@ -231,7 +231,7 @@ class Genetic(AbstractTrainer[_State]):
         return Query(Population(shared, each, _Children(self.crossover)), none_like(state.parents), keys)
 
     def tell(self, state: _State, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[_State, Metrics]:
-        losses = answer.ranked
+        losses = jnp.asarray(answer.ranked)
         best = jnp.argsort(losses, stable=True)[: max(self.elite, 1)]
         chosen = self.selection(losses, self._parents, key=key)
         # The best stand first: they are the elite, and `params`.

@@ -112,6 +112,8 @@ def _ends(d: Real, like: Array) -> tuple[Any, Any, Any, Any]:
 
 def _fold(u: Array, lo: Any, hi: Any, a: Any, b: Any) -> Array:
     """Inside `lo .. hi`. Mirrored at `lo - a` and `hi + b`, whose images are the bounds."""
+    low, high = (-jnp.inf if lo is None else lo + a), (jnp.inf if hi is None else hi - b)
+    inside, same = (u >= low) & (u <= high), u
     if lo is not None and hi is not None:
         turn = 2 * (hi + b - lo + a)
         t = jnp.mod(u - (lo - a), turn)
@@ -124,7 +126,7 @@ def _fold(u: Array, lo: Any, hi: Any, a: Any, b: Any) -> Array:
         u = jnp.where(u < lo + a, lo + (u - (lo - a)) ** 2 / (4 * a), u)
     if hi is not None:
         u = jnp.where(u > hi - b, hi - (u - (hi + b)) ** 2 / (4 * b), u)
-    return u
+    return jnp.where(inside, same, u)  # far bounds would take its last digits
 
 
 def _unfold(x: Any, lo: Any, hi: Any, a: Any, b: Any) -> Array:

@@ -5,6 +5,8 @@ As sigma shrinks, all members come to round to the same number, and the search e
 probability of another one, alpha = 1 / (n population), by moving the mean and stretching that coordinate.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import jax.scipy.stats as stats
 import numpy as np
@@ -19,15 +21,14 @@ def with_margin(
     units: Float[Array, " n"],
     variances: Float[Array, " n"],
     genotype: Genotype,
-    population: int,
+    alpha: Any,
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Mean and units, so that a member rounds to either neighbour of the mean's number with enough probability."""
+    """Mean and units, so that a member rounds to a neighbour of the mean's number with probability `alpha`, or more."""
     least, greatest = genotype.integers()
     whole = least < greatest  # False for NaN
     if not whole.any():
         return mean, units
     lo, hi = np.where(whole, least, 0.0), np.where(whole, greatest, 1.0)
-    alpha = 1 / (mean.size * population)
     mean = jnp.where(whole, jnp.clip(mean, lo - 1, hi + 1), mean)
     deviation = sigma * jnp.sqrt(variances)
     below = jnp.clip(jnp.floor(mean - 0.5) + 0.5, lo + 0.5, hi - 0.5)  # where rounding turns to the next number

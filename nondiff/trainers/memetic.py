@@ -73,7 +73,7 @@ class Memetic(AbstractTrainer[_State]):
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> PyTree[Query]:
         def with_gradient(query: Query) -> Query:
-            if query.weigh is not None:
+            if query.weigh is not None or query.population.sampler.averages:
                 raise ValueError(
                     f"`Memetic({type(self.inner).__name__}(...))`: this trainer averages its members and keeps none, "
                     "so what they learn would be lost. Use one that selects, such as `Genetic`."
@@ -95,7 +95,7 @@ class Memetic(AbstractTrainer[_State]):
         def learned(query: Query, answer: Evaluation) -> Query:
             members = query.population.take(jnp.arange(len(query)))
             members = jax.vmap(lambda m, g: self._descend(m, g, rate, state.domain))(members, answer.gradient)
-            return dataclasses.replace(query, population=Population((), members, Points()))
+            return dataclasses.replace(query, population=Population(query.population.shared, members, Points()))
 
         query = jtu.tree_map(learned, query, answer, is_leaf=is_query)
         inner, metrics = self.inner.tell(state.inner, query, answer, key=key)

@@ -4,14 +4,12 @@ and Space Complexity", https://doi.org/10.1007/978-3-540-87700-4_30).
 A variance for each coordinate is learned some n / 3 times as fast as a full covariance, at no cost.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from nondiff.trainers.adaptation import AbstractCMA
-from nondiff.trainers.covariance import Diagonal
+from nondiff.trainers.covariance import AbstractSpread, Diagonal
 
 
 class SepCMAES(AbstractCMA):
@@ -31,10 +29,4 @@ class SepCMAES(AbstractCMA):
     population: int | None = eqx.field(kw_only=True, static=True, default=None)
     tolfun: int | float = eqx.field(kw_only=True, static=True, default=1e-11)
     tolx: int | float = eqx.field(kw_only=True, static=True, default=1e-11)
-
-    def speed(self, n: int) -> float:
-        return max(1.0, (n + 1.5) / 3)  # as pycma has it; the paper's is (n + 2) / 3
-
-    def spread(self, mean: Float[Array, " n"], every: int) -> Diagonal:
-        del every
-        return Diagonal(jnp.ones_like(mean))
+    kind: ClassVar[type[AbstractSpread]] = Diagonal
