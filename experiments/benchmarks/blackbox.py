@@ -20,7 +20,7 @@ rounds.
 
 With `--part time`, a whole generation on a sphere (sample, evaluate, update), on one thread as is all of this: every
 turn is a new search of so many generations; medians over the turns, which the libraries take one after another. nondiff
-is compiled as a whole there, as it is where JAX has 64 bits.
+is what `fit` does for a function in NumPy, in pieces; `nondiff x64` is one compiled step, as where JAX has 64 bits.
 
 Result: the median evaluations of pycma, in 10 / 40 dimensions, are 1,517 / 5,239 on the sphere, 3,991 / 48,400 on the
 ellipsoid, 4,091 / 48,291 on the rotated one and 5,418 / 62,527 on Rosenbrock, of 15 seeds all; on Rastrigin in 10
@@ -40,8 +40,9 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import tyro
-from blackbox_functions import GROUPS, TARGET, TARGETS, Function, Name, Run, Suite, area, coco, made
+from blackbox_functions import GROUPS, TARGET, TARGETS, Function, Name, Run, Suite, area, coco, curve, made
 from blackbox_peers import GENERATIONS, PACKAGES, SEARCHES, Library, Regime, kind_of_restarts
 
 from nondiff.launch.words import aligned, number
@@ -174,6 +175,7 @@ def suites(libraries: list[Library], options: Options, skipped: list[str]) -> It
                         "hits": sum(len(run.reached) == len(TARGETS) for run, _ in found),
                         "area": statistics.mean(area(run) for run, _ in found),
                         "areas": [area(run) for run, _ in found],
+                        "curve": np.mean([curve(run) for run, _ in found], 0).tolist(),
                         "budget": budget,
                         "seconds": sum(seconds for _, seconds in found),
                     }
@@ -203,7 +205,7 @@ def times(libraries: list[Library], options: Options, skipped: list[str]) -> Ite
     del skipped
     for cell in options.cells:
         dim, population = map(int, cell.split("/"))
-        begins = {library: GENERATIONS[library](dim, population) for library in libraries if library in GENERATIONS}
+        begins = {name: of(dim, population) for name, of in GENERATIONS.items() if name.split()[0] in libraries}
         taken = {library: list[float]() for library in begins}
         for turn in range(options.turns + 1):
             for library, begin in begins.items():

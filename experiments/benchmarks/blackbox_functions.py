@@ -143,3 +143,13 @@ def optimum(problem: Any) -> np.ndarray:
 def area(run: Run) -> float:
     """Under the share of targets reached, over the logarithm of evaluations from 1 to the budget, from 0 to 1."""
     return sum(1 - math.log(spent) / math.log(run.budget) for spent in run.reached) / len(run.targets)
+
+
+def curve(run: Run) -> list[float]:
+    """The share of targets reached within as many evaluations as `moments` says."""
+    return [sum(spent <= moment for spent in run.reached) / len(run.targets) for moment in moments(run.budget)]
+
+
+def moments(budget: int) -> list[float]:
+    """From 1 evaluation to the budget, evenly on a logarithmic scale."""
+    return [budget ** (i / 60) for i in range(61)]

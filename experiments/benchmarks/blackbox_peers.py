@@ -68,14 +68,31 @@ def nondiff_search(run: Run, regime: Regime | None) -> None:
 
 
 def nondiff_generations(dim: int, population: int) -> Begin:
-    """The step that `fit` runs, compiled as under `jax_enable_x64`; of Python functions it is in pieces."""
+    """Of a function in NumPy."""
+    problem = nd.BlackBox(sphere, np.ones(dim), vectorized=True, traceable=False)
+    parts = problem, nd.CMAES(SIGMA, population=population), nd.Host(chunk=10_000)
+
+    def begin() -> Generation:
+        state = nd.init(*parts[:2], key=jr.key(0))
+
+        def generation() -> None:
+            nonlocal state
+            state, _ = nd.step(*parts, state)
+
+        return generation
+
+    return begin
+
+
+def compiled_generations(dim: int, population: int) -> Begin:
+    """One step, compiled as under `jax_enable_x64`."""
     with jax.enable_x64(True):
-        problem, ours, evaluator = nd.BlackBox(sphere, jnp.ones(dim)), nd.CMAES(SIGMA, population=population), nd.Vmap()
-        step = eqx.filter_jit(lambda state: nd.step(problem, ours, evaluator, state), donate="all")
+        parts = nd.BlackBox(sphere, jnp.ones(dim)), nd.CMAES(SIGMA, population=population), nd.Vmap()
+        step = eqx.filter_jit(lambda state: nd.step(*parts, state), donate="all")
 
     def begin() -> Generation:
         with jax.enable_x64(True):
-            state = nd.init(problem, ours, key=jr.key(0))
+            state = nd.init(*parts[:2], key=jr.key(0))
 
         def generation() -> None:
             nonlocal state
@@ -237,8 +254,9 @@ SEARCHES: dict[Library, Callable[[Run, Regime | None], None]] = {
     "evosax": evosax,
     "nevergrad": nevergrad,
 }
-GENERATIONS: dict[Library, Callable[[int, int], Begin]] = {
+GENERATIONS: dict[str, Callable[[int, int], Begin]] = {
     "nondiff": nondiff_generations,
+    "nondiff x64": compiled_generations,
     "pycma": pycma_generations,
     "evosax": evosax_generations,
 }
