@@ -5,6 +5,7 @@ queries -> `tell` -> metrics. The root key is never consumed, so step 731 can be
 are pure: jit them, scan them, map them over seeds.
 """
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -149,19 +150,26 @@ def _ask(trainer: AbstractTrainer, state: TrainState) -> PyTree:
 
 def _tell(trainer: AbstractTrainer, state: TrainState, query: PyTree, answer: PyTree) -> tuple[Any, Metrics]:
     new, own = trainer.tell(state.trainer, query, answer, key=keys(state)[2])
-    metrics = _measured([a.loss for a in answers(answer)], trainer.params(new))
+    losses = [a.loss for a in answers(answer)]
+    moved = [x for x in jtu.tree_leaves(trainer.params(new)) if _is_float(x)]
+    on_host = all(isinstance(x, np.ndarray) for x in [*losses, *moved])
+    metrics = _measured(np, losses, moved) if on_host else _measured_by_jax(losses, moved)
     return _unless(metrics["lost"], new, state.trainer), {**own, **metrics}
 
 
-@exactly
-def _measured(losses: list[Any], params: Any) -> Metrics:
-    ok = [jnp.isfinite(x) for x in losses]
-    moved = [jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(params) if _is_float(x)]
-    all_ok, every = jnp.concatenate(ok), jnp.concatenate(losses)
+def _measured(here: Any, losses: list[Any], moved: list[Any]) -> Metrics:
+    """`here` is NumPy or JAX's."""
+    ok = [here.isfinite(x) for x in losses]
+    every, all_ok = here.concatenate(losses), here.concatenate(ok)
+    count = here.sum(all_ok)
+    lost = [*[~here.any(x) for x in ok], *[~here.all(here.isfinite(x)) for x in moved]]
     return {
-        "loss": jnp.mean(every, where=all_ok),
-        "best": jnp.min(every, where=all_ok, initial=jnp.inf),
-        "failed": jnp.sum(~all_ok),
-        "lost": jnp.any(jnp.stack([*[~jnp.any(x) for x in ok], *[~x for x in moved]])),
-        "evaluations": jnp.asarray(every.size),
+        "loss": here.where(count > 0, here.sum(every, where=all_ok) / here.maximum(count, 1), here.nan),
+        "best": here.min(every, where=all_ok, initial=here.inf),
+        "failed": every.size - count,
+        "lost": here.any(here.stack(lost)),
+        "evaluations": here.asarray(every.size),
     }
+
+
+_measured_by_jax = exactly(functools.partial(_measured, jnp))

@@ -59,19 +59,11 @@ class Best(AbstractTrainer[_State]):
     def tell(
         self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
     ) -> tuple[_State, Metrics]:
-        found = (self._winner(q, a) for q, a in zip(queries(query), answers(answer), strict=True))
-        best, loss = _better(state.params, state.loss, list(found))
+        best, loss = state.params, state.loss
+        for q, a in zip(queries(query), answers(answer), strict=True):
+            best, loss = (_better if self.traceable else _better_on_host)(best, loss, q, a)
         inner, metrics = self.inner.tell(state.inner, query, answer, key=key)
         return _State(inner, best, loss), {**metrics, "best_ever": loss}
-
-    def _winner(self, query: Query, answer: Evaluation) -> tuple[Population, Params, Float[Array | np.ndarray, ""]]:
-        """The best member as a population of one, the leaves beside it, and its loss."""
-        if self.traceable:
-            i = jnp.argmin(answer.ranked)
-            return query.population.span(i, 1), query.others, answer.ranked[i]
-        losses = np.asarray(answer.ranked)
-        i = int(np.argmin(losses))
-        return query.population.rows(np.array([i])), query.others, losses[i : i + 1].reshape(())
 
     def params(self, state: _State) -> Params:
         return state.params
@@ -84,21 +76,27 @@ class Best(AbstractTrainer[_State]):
         return self.inner.ended(state.inner)
 
 
+def _better(best: Params, loss: Any, query: Query, answer: Evaluation) -> tuple[Params, Any]:
+    i = jnp.argmin(answer.ranked)
+    found = answer.ranked[i].astype(loss.dtype)
+    member = _alone(query.population.span(i, 1), query.others, best)
+    return select(found < loss, member, best), jnp.minimum(found, loss)
+
+
+def _better_on_host(best: Params, loss: Any, query: Query, answer: Evaluation) -> tuple[Params, Any]:
+    """Builds a member only if it is better."""
+    losses = np.asarray(answer.ranked)
+    i = np.argmin(losses, keepdims=True)
+    if losses[i] >= loss:
+        return best, loss
+    return _alone(query.population.rows(i), query.others, best), losses[i].astype(loss.dtype).reshape(())
+
+
 @exactly
-def _better(
-    best: Params,
-    loss: Float[Array | np.ndarray, ""],
-    found: list[tuple[Population, Params, Float[Array | np.ndarray, ""]]],
-) -> tuple[Params, Float[Array | np.ndarray, ""]]:
-    for population, others, its in found:
-        member = jtu.tree_map(lambda x: x[0], population.take(jnp.zeros(1, int)))
-        # Leaves of trainers outside of me are not mine to keep.
-        member = jtu.tree_map(
-            lambda x, new: None if x is None else new.astype(x.dtype),
-            best,
-            eqx.combine(member, others),
-            is_leaf=is_none,
-        )
-        better = its < loss
-        best, loss = select(better, member, best), jnp.where(better, its.astype(loss.dtype), loss)
-    return best, loss
+def _alone(population: Population, others: Params, like: Params) -> Params:
+    """The member of a population of one."""
+    member = jtu.tree_map(lambda x: x[0], population.take(jnp.zeros(1, int)))
+    # Leaves of trainers outside of me are not mine to keep.
+    return jtu.tree_map(
+        lambda x, new: None if x is None else new.astype(x.dtype), like, eqx.combine(member, others), is_leaf=is_none
+    )
