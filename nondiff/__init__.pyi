@@ -76,6 +76,7 @@ from .trainers import AbstractSelection as AbstractSelection
 from .trainers import Backprop as Backprop
 from .trainers import Best as Best
 from .trainers import CentredRanks as CentredRanks
+from .trainers import Evosax as Evosax
 from .trainers import Genetic as Genetic
 from .trainers import LogRanks as LogRanks
 from .trainers import Memetic as Memetic

@@ -21,6 +21,8 @@ TRAINERS: dict[str, nd.AbstractTrainer] = {
     "backprop_samples": nd.Backprop(optax.sgd(1.0), samples=3),
     "best_open_es": nd.Best(nd.OpenES(adam(), sigma=0.1, population=16)),
     "cma_es": nd.CMAES(0.5),
+    "evosax_cma_es": nd.Evosax("CMA_ES", population=16, settings={"std_init": 0.3}),
+    "evosax_de": nd.Evosax("DifferentialEvolution", population=32),
     "genetic": nd.Genetic(population=32),
     "memetic": nd.Memetic(nd.Genetic(population=8), rate=0.5),
     "open_es": nd.OpenES(adam(), sigma=0.1, population=16),
@@ -38,8 +40,16 @@ TRAINERS: dict[str, nd.AbstractTrainer] = {
     ),
 }
 
-FOR_STEADY_LOSSES = {"best_open_es", "cma_es", "pgpe", "pgpe_rank_1", "restart", "sep_cma_es", "snes", "snes_rank_1"}
-"""Those that keep the best, and those that shrink their sigma."""
+FOR_STEADY_LOSSES = {"best_open_es", "evosax_de"} | {  # they keep losses
+    "cma_es",  # and these shrink their sigma
+    "evosax_cma_es",
+    "pgpe",
+    "pgpe_rank_1",
+    "restart",
+    "sep_cma_es",
+    "snes",
+    "snes_rank_1",
+}
 
 WITH_GRADIENT = {"backprop", "backprop_samples", "memetic", "split"}
 

@@ -4,6 +4,7 @@ from nondiff.trainers.ars import ARS
 from nondiff.trainers.backprop import Backprop
 from nondiff.trainers.best import Best
 from nondiff.trainers.cma_es import CMAES
+from nondiff.trainers.evosax import Evosax
 from nondiff.trainers.genetic import (
     AbstractCrossover,
     AbstractSelection,
@@ -36,6 +37,7 @@ __all__ = [
     "Backprop",
     "Best",
     "CentredRanks",
+    "Evosax",
     "Genetic",
     "LogRanks",
     "Memetic",
