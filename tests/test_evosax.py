@@ -137,7 +137,7 @@ def test_a_loss_that_is_flat_narrows_nothing() -> None:
     """evosax's width shrinks by a quarter a step then, and at 0 the parameters are lost."""
     problem = BlackBox(lambda x: jnp.maximum(jnp.sum(x**2), 1.0), jnp.full(4, 2.0))
     result = nd.fit(problem, make("CMA_ES"), steps=600, key=jr.key(0))
-    assert problem.f(result.params) == 1.0 and result.history[-1]["sigma"] > 1e-3
+    assert problem.fn(result.params) == 1.0 and result.history[-1]["sigma"] > 1e-3
 
 
 @every([*SELECTING, "GradientlessDescent", "HillClimbing", "RandomSearch"], quick={"DifferentialEvolution"})
