@@ -14,6 +14,7 @@ import pytest
 
 import nondiff as nd
 from nondiff import BlackBox, Categorical, Integer, Real
+from nondiff.testing import count_compilations
 
 D = 4
 CENTRE = jnp.array([1.0, -2.0, 0.5, 3.0])
@@ -402,6 +403,17 @@ def test_split_parts_see_their_siblings_as_they_were_at_the_steps_start() -> Non
     apart, whole = (nd.fit(problem, t, steps=7, key=jr.key(0)).params for t in (split, descent))
     for name in ("a", "b"):
         np.testing.assert_allclose(apart[name], whole[name], rtol=1e-5)
+
+
+def test_a_split_of_plain_python_and_64_bits_compiles_its_other_parts() -> None:
+    """`CMAES` keeps NumPy's 64 bits and is not traced; `Genetic` beside it gets 32 and is."""
+    problem = BlackBox(lambda p: float((p["a"] - 1) ** 2 + np.sum((p["b"] - 2) ** 2)), {"a": 0.0, "b": np.zeros(2)})
+    split = nd.Split({"exact": nd.CMAES(0.5), "search": nd.Genetic(population=8)}, {"a": "exact", "b": "search"})
+    state = nd.fit(problem, split, steps=2, key=jr.key(0)).state
+    with count_compilations() as compiled:
+        result = nd.fit(problem, split, steps=5, state=state)
+    assert not compiled
+    assert result.params["a"].dtype == np.float64 and result.params["b"].dtype == np.float32
 
 
 def test_nested_split_and_its_metrics() -> None:

@@ -16,6 +16,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from nondiff.core import calls
 from nondiff.core.domain import AbstractDomain, Leaf, Real
 from nondiff.core.exact import exactly
 from nondiff.core.problem import Params
@@ -118,20 +119,20 @@ class Restart(AbstractTrainer[_State]):
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
         k_try, k_size = jr.split(key)
-        first = _ask(self.inner, _init(self.inner, params, domain, k_size), k_size)
+        first = calls.ask(self.inner, calls.init(self.inner, params, domain, k_size), k_size)
         population = sum(len(q) for q in queries(first))
         counts = _Counts(population, 0, 0, np.zeros(2, int), 0, 0, 0)
         return self._begin(params, params, domain, counts, k_try)
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> PyTree[Query]:
-        return _ask(self._trainer(state), state.inner, key)
+        return calls.ask(self._trainer(state), state.inner, key)
 
     def tell(
         self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
     ) -> tuple[_State, Metrics]:
         k_tell, k_try, k_point = jr.split(key, 3)
         trainer = self._trainer(state)
-        inner, metrics = _tell(trainer, state.inner, query, answer, k_tell)
+        inner, metrics = calls.tell(trainer, state.inner, query, answer, k_tell)
         losses = [np.asarray(a.ranked) for a in answers(answer)]
         made, best = sum(map(len, losses)), min(float(x.min(initial=math.inf)) for x in losses)
         c, is_large = state.counts, int(state.large)
@@ -165,7 +166,7 @@ class Restart(AbstractTrainer[_State]):
         zero, now = np.zeros((), int), Try(*map(np.asarray, now))
         state = _State(None, start, domain, now, zero + is_large, _arrays(c), np.array(math.inf), zero)
         trainer = self._trainer(state)
-        return dataclasses.replace(state, inner=_init(trainer, point, domain, k_inner))
+        return dataclasses.replace(state, inner=calls.init(trainer, point, domain, k_inner))
 
     def _point(self, state: _State, key: Key[Array, ""]) -> Params:
         if self.begin is None:
@@ -184,32 +185,6 @@ class Restart(AbstractTrainer[_State]):
         if state.now.sigma != 1 and getattr(self.inner, "sigma", None) is not None:
             changed["sigma"] = jtu.tree_map(lambda s: float(s * state.now.sigma), self.inner.sigma)  # pyright: ignore
         return dataclasses.replace(self.inner, **changed) if changed else self.inner
-
-
-# The calls of a trainer, compiled if it can be: nothing around them is.
-
-
-def _init(trainer: AbstractTrainer, params: Params, domain: PyTree, key: Key[Array, ""]) -> Any:
-    start = eqx.filter_jit(type(trainer).init) if trainer.traceable else type(trainer).init
-    return start(trainer, params, domain, key=key)
-
-
-def _ask(trainer: AbstractTrainer, state: Any, key: Key[Array, ""]) -> PyTree[Query]:
-    return (_asked if trainer.traceable else type(trainer).ask)(trainer, state, key=key)
-
-
-def _tell(trainer: AbstractTrainer, state: Any, query: Any, answer: Any, key: Key[Array, ""]) -> tuple[Any, Metrics]:
-    return (_told if trainer.traceable else type(trainer).tell)(trainer, state, query, answer, key=key)
-
-
-@eqx.filter_jit
-def _asked(trainer: AbstractTrainer, state: Any, *, key: Key[Array, ""]) -> PyTree[Query]:
-    return trainer.ask(state, key=key)
-
-
-@eqx.filter_jit
-def _told(trainer: AbstractTrainer, state: Any, query: Any, answer: Any, *, key: Key[Array, ""]) -> tuple[Any, Metrics]:
-    return trainer.tell(state, query, answer, key=key)
 
 
 @exactly

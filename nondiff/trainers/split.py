@@ -16,6 +16,7 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, Key, PyTree
 
+from nondiff.core import calls
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, map_queries
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
@@ -76,7 +77,7 @@ class Split(AbstractTrainer[_State]):
                 return x if label == name else None
 
             own_domain = jtu.tree_map(mine, labels, domain)
-            state[name] = self.trainers[name].init(jtu.tree_map(mine, labels, params), own_domain, key=k)
+            state[name] = calls.init(self.trainers[name], jtu.tree_map(mine, labels, params), own_domain, k)
         return state
 
     def _keys(self, key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
@@ -91,7 +92,7 @@ class Split(AbstractTrainer[_State]):
             def with_siblings(q: Query, siblings: list[Params] = siblings) -> Query:
                 return dataclasses.replace(q, others=eqx.combine(q.others, *siblings))
 
-            query[name] = map_queries(with_siblings, self.trainers[name].ask(state[name], key=k))
+            query[name] = map_queries(with_siblings, calls.ask(self.trainers[name], state[name], k))
         return query
 
     def tell(
@@ -99,7 +100,7 @@ class Split(AbstractTrainer[_State]):
     ) -> tuple[_State, Metrics]:
         new, metrics = {}, {}
         for name, k in self._keys(key).items():
-            new[name], metrics[name] = self.trainers[name].tell(state[name], query[name], answer[name], key=k)
+            new[name], metrics[name] = calls.tell(self.trainers[name], state[name], query[name], answer[name], k)
         return new, metrics
 
     def params(self, state: _State) -> Params:
