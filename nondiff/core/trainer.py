@@ -124,7 +124,7 @@ def check_real(owner: str, params: Params, domain: PyTree) -> None:
             raise ValueError(
                 f"`{owner}` cannot move `{name}` ({leaf.dtype}, {domain}): it takes small steps along real numbers. "
                 f"Give that leaf to a trainer that searches, `Split({{'rest': {owner}(...), 'search': Genetic(...)}}, "
-                "labels)`."
+                "labels)`, or all leaves to `Genetic`, or to `CMAES` if none is `Categorical`."
             )
 
     map_named(one, params, domain)

@@ -1,6 +1,6 @@
 """Any algorithm of evosax (Lange, 2022, "evosax: JAX-based Evolution Strategies", https://arxiv.org/abs/2212.04180).
 
-evosax searches among vectors of real numbers. Here they are the leaves of a parameter tree, one after another, on the
+evosax searches among vectors of D real numbers. Here they are the leaves of a parameter tree, one after another, on the
 scale on which steps are taken, in at least 32 bits. Candidates are moved inside the bounds and cast to the leaves'
 types, and evosax is told of the points that were evaluated. What it may not survive is kept from it: losses that are
 NaN or infinite, or so large that their squares are.
@@ -37,25 +37,56 @@ class _State(eqx.Module):
     begun: Bool[Array, ""]  # False: a first population has to be evaluated
 
 
+def _import() -> Any:
+    try:
+        import evosax.algorithms
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("`Evosax` needs evosax: `pip install evosax`.") from error
+    return evosax.algorithms
+
+
+def _strategy(given: Any) -> type:
+    algorithms = _import()
+    if isinstance(given, str):
+        _check_known("algorithm of evosax", [given], algorithms.algorithms)
+        return algorithms.algorithms[given]
+    if not (isinstance(given, type) and issubclass(given, algorithms.base.EvolutionaryAlgorithm)):
+        raise ValueError(
+            f"`Evosax({given!r})`: expected a class of `evosax.algorithms`, not an object of it, or its name; for "
+            "example `evosax.algorithms.CMA_ES`."
+        )
+    return given
+
+
+def _check_known(what: str, given: Iterable[str], known: Collection[str]) -> None:
+    """**Raises** `ValueError` for the first name that is not known."""
+    lower = {x.lower(): x for x in known}
+    for name in given:
+        if name not in known:
+            near = "".join(f" Did you mean `{lower[x]}`?" for x in difflib.get_close_matches(name.lower(), lower, 1))
+            raise ValueError(f"`Evosax`: `{name}` is no {what}.{near} There are: {', '.join(known) or 'none'}.")
+
+
 class Evosax(AbstractTrainer[_State]):
     """A search by an algorithm of `evosax.algorithms`, 0.3 or later: `pip install evosax`.
 
     **Arguments:**
 
     - `strategy`: a class of `evosax.algorithms`, or its name; built here, to fit the parameters.
-    - `population`: evaluations a step, over all populations where an algorithm has several.
+    - `population`: evaluations a step, P, over all populations where an algorithm has several. No default: evosax has
+      none, and what works differs from 16 (`CMA_ES`) to hundreds.
     - `scale`: of the first population, where an algorithm begins with one (differential evolution, particle swarms,
       genetic algorithms), and of the first means of those with several (`SV_CMA_ES`, `SV_Open_ES`). The starting point
       is one of them, the rest are uniform samples of bounded leaves, and of others steps of this standard deviation
       (default 1, evosax's own unit). The other algorithms begin at the starting point, whatever the scale.
     - `settings`: replace fields of the algorithm's `default_params`. evosax's default of `std_init`, for example, is 1,
       in units of the leaves (of their logarithms under `Real(log=True)`): too much for most networks.
-    - others, by their names: arguments of the algorithm's constructor, such as `optimizer`, `std_schedule` and
-      `num_populations`; what a `sampling_fn` draws has the shape of the parameters, and logarithms for
-      `Real(log=True)`.
+    - `arguments`: of the algorithm's constructor: `optimizer`, `std_schedule`; `num_populations`, which `SV_CMA_ES` and
+      `SV_Open_ES` need; `sampling_fn`, which `RandomSearch` needs. That takes a key and gives a vector `[D]` of all
+      leaves, one after another, logarithms for `Real(log=True)`.
 
     Deployed is the algorithm's mean, or the best member of the population that it keeps; of several means the one whose
-    population was best. `sigma` in the metrics is the mean of its `std`, if it has one.
+    population was better on average. `sigma` in the metrics is the mean of its `std`, if it has one.
 
     An algorithm that keeps a population compares new losses with old ones: it is for a loss that does not change. A
     failed evaluation is the worst of its step; where old losses are kept, worse than all of them. A distribution stays
@@ -75,45 +106,31 @@ class Evosax(AbstractTrainer[_State]):
     True
     """
 
-    strategy: type = eqx.field(static=True)
-    population: int = eqx.field(static=True)
-    scale: int | float = eqx.field(static=True)
-    settings: dict[str, Any]
-    arguments: dict[str, Any]
+    strategy: type = eqx.field(static=True, converter=_strategy)
+    population: int = eqx.field(kw_only=True, static=True)
+    scale: int | float = eqx.field(kw_only=True, static=True, default=1.0)
+    settings: dict[str, Any] = eqx.field(kw_only=True, default_factory=dict)
+    arguments: dict[str, Any] = eqx.field(kw_only=True, default_factory=dict)
     traceable: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        strategy: type | str,
-        *,
-        population: int,
-        scale: int | float = 1.0,
-        settings: dict[str, Any] | None = None,
-        **arguments: Any,
-    ):
-        self.strategy, self.population, self.scale = _strategy(strategy), population, scale
-        self.settings, self.arguments = settings or {}, arguments
-        check_count("Evosax", "population", population)
-        check_positive("Evosax", "scale", scale)
-        signature = inspect.signature(self.strategy)
-        theirs = [x for x in signature.parameters if x not in ("population_size", "solution", "metrics_fn")]
-        _check_known(f"argument of `{self._name}`", arguments, theirs)
+    def __check_init__(self) -> None:
+        check_count("Evosax", "population", self.population)
+        check_positive("Evosax", "scale", self.scale)
+        signature, mine = inspect.signature(self.strategy), ("population_size", "solution", "metrics_fn")
+        name, known = self.strategy.__name__, [x for x in signature.parameters if x not in mine]
+        _check_known(f"argument of `{name}`", self.arguments, known)
         try:
-            signature.bind(population_size=population, solution=None, **arguments)
+            signature.bind(population_size=self.population, solution=None, **self.arguments)
         except TypeError as error:
-            raise ValueError(f"`Evosax({self._name}, ...)`: {error}.") from None
-        if "optimizer" in arguments:
-            check_optimizer("Evosax", arguments["optimizer"])
+            raise ValueError(f"`Evosax({name}, arguments={{...}})`: {error}.") from None
+        if "optimizer" in self.arguments:
+            check_optimizer("Evosax", self.arguments["optimizer"])
         check_count("Evosax", "num_populations", self._populations)
-        if population % self._populations:
+        if self.population % self._populations:
             raise ValueError(
-                f"`Evosax(population={population}, num_populations={self._populations})`: the evaluations of a step "
-                "are shared evenly; use a multiple."
+                f"`Evosax(population={self.population})`: they are shared evenly between {self._populations} "
+                "populations; use a multiple."
             )
-
-    @property
-    def _name(self) -> str:
-        return self.strategy.__name__
 
     @property
     def _populations(self) -> int:
@@ -126,17 +143,16 @@ class Evosax(AbstractTrainer[_State]):
 
     def _algorithm(self, start: Float[Array, " d"]) -> tuple[Any, Any]:
         """evosax's object and its hyperparameters: a function of my fields and of a shape, so built where needed."""
+        name, size = self.strategy.__name__, self.population // self._populations
         # At once, even under `jit`: it must not hold on to what is only traced.
         with jax.ensure_compile_time_eval():
-            solution = jnp.zeros(start.shape, start.dtype)
             try:
-                size = self.population // self._populations
+                solution = jnp.zeros(start.shape, start.dtype)
                 algorithm: Any = self.strategy(population_size=size, solution=solution, **self.arguments)
                 settings = algorithm.default_params
             except (AssertionError, ValueError) as error:
-                raise ValueError(f"`Evosax({self._name}, population={self.population})`: {error}") from error
-            known = [field.name for field in dataclasses.fields(settings)]
-            _check_known(f"setting of `{self._name}`", self.settings, known)
+                raise ValueError(f"`Evosax({name}, population={self.population})`: {error}") from error
+            _check_known(f"setting of `{name}`", self.settings, [x.name for x in dataclasses.fields(settings)])
             return algorithm, settings.replace(**self.settings)
 
     def _around(self, params: Params, domain: PyTree, n: int, key: Key[Array, ""]) -> Float[Array, "n d"]:
@@ -200,36 +216,6 @@ class Evosax(AbstractTrainer[_State]):
 
     def params(self, state: _State) -> Params:
         return state.params
-
-
-def _import() -> Any:
-    try:
-        import evosax.algorithms
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("`Evosax` needs evosax: `pip install evosax`.") from error
-    return evosax.algorithms
-
-
-def _strategy(given: type | str) -> type:
-    algorithms = _import()
-    if isinstance(given, str):
-        _check_known("algorithm of evosax", [given], algorithms.algorithms)
-        return algorithms.algorithms[given]
-    if not (isinstance(given, type) and issubclass(given, algorithms.base.EvolutionaryAlgorithm)):
-        raise ValueError(
-            f"`Evosax({given!r})`: expected a class of `evosax.algorithms`, not an object of it, or its name; for "
-            "example `evosax.algorithms.CMA_ES`."
-        )
-    return given
-
-
-def _check_known(what: str, given: Iterable[str], known: Collection[str]) -> None:
-    """**Raises** `ValueError` for the first name that is not known."""
-    lower = {x.lower(): x for x in known}
-    for name in given:
-        if name not in known:
-            near = "".join(f" Did you mean `{lower[x]}`?" for x in difflib.get_close_matches(name.lower(), lower, 1))
-            raise ValueError(f"`Evosax`: `{name}` is no {what}.{near} There are: {', '.join(known) or 'none'}.")
 
 
 def _vector(params: Params, domain: PyTree) -> Float[Array, " d"]:
