@@ -182,7 +182,7 @@ def test_a_member_that_failed_is_never_deployed(name: str) -> None:
     def loss(x: Any) -> Any:
         return jnp.where(jnp.all(x >= 0), jnp.sum((x - 0.5) ** 2), jnp.nan)
 
-    problem = BlackBox(loss, jnp.full(8, 0.1))
+    problem = BlackBox(loss, jnp.full(8, 0.001))
     trainer = make(name)
     step = jax.jit(lambda state: nd.step(problem, trainer, nd.Vmap(), state))
     state, failed = nd.init(problem, trainer, key=jr.key(0)), []
