@@ -193,7 +193,7 @@ class Evosax(AbstractTrainer[_State]):
     def tell(self, state: _State, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[_State, Metrics]:
         domain = state.domain
         points = jax.vmap(lambda x: _vector(x, domain))(query.population.each)
-        losses = _bearable(answer.ranked, kept=self._selects)
+        losses = _bearable(jnp.asarray(answer.ranked), kept=self._selects)
         algorithm, settings = self._algorithm(points[0])
         inner, _ = algorithm.tell(key, points, losses, query.population.shared, settings)
         if self._selects:
