@@ -1,6 +1,5 @@
 """Every algorithm of evosax as a trainer: what evosax alone does, what it would not survive, and what is refused."""
 
-import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -27,7 +26,6 @@ from nondiff.trainers.evosax import _bearable
 ALGORITHMS = evosax.algorithms.algorithms
 SELECTING = evosax.algorithms.population_based_algorithms
 STD = optax.constant_schedule(0.1)
-SLOW = itertools.count(1)
 BOTH = {"optimizer": adam(), "std_schedule": STD}
 MORE: dict[str, dict[str, Any]] = {
     **{
@@ -80,14 +78,6 @@ def compiled_quickly() -> Iterator[None]:
     yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
-
-
-@pytest.fixture(autouse=True)
-def forgotten(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Some thirty algorithms, compiled for every check, are more than one process can hold."""
-    yield
-    if request.node.get_closest_marker("slow") and next(SLOW) % 8 == 0:
-        jax.clear_caches()
 
 
 @every(ALGORITHMS, quick={"Open_ES"})  # two more are in the list of helpers.py
