@@ -61,7 +61,7 @@ def constants(n: int, size: int, speed: float) -> Constants:
     c_sigma = (mass + 2) / (n + mass + 5)
     d_sigma = 1 + 2 * max(0.0, np.sqrt((mass - 1) / (n + 1)) - 1) + c_sigma
     c_c = (4 + mass / n) / (n + 4 + 2 * mass / n)
-    return Constants(weights, mass, c_c, c_sigma, d_sigma, c_1, c_mu, max(1, int(1 / (10 * n * (c_1 + c_mu)))))
+    return Constants(weights, mass, c_c, c_sigma, d_sigma, c_1, c_mu, int(np.ceil(1 / (10 * n * (c_1 + c_mu)))))
 
 
 class ByHand:
@@ -138,7 +138,7 @@ def valley(n: int) -> Callable[[Any], Any]:
 
 BY_HAND: dict[str, tuple[nd.AbstractTrainer, int, int, int]] = {
     "full": (nd.CMAES({"a": 0.5, "b": 0.1}), 7, 9, 1),
-    "lazy": (nd.CMAES({"a": 0.5, "b": 0.1}, population=4), 61, 4, 2),
+    "lazy": (nd.CMAES({"a": 0.5, "b": 0.1}, population=4), 61, 4, 3),
     "separable": (nd.SepCMAES({"a": 0.5, "b": 0.1}), 7, 9, 1),
 }
 """The trainer, how many coordinates, members, and steps between two decompositions."""

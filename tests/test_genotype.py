@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from nondiff import Integer, Real
 from nondiff.core.exact import exactly
-from nondiff.trainers.genotype import Genotype
+from nondiff.trainers.genotype import Genotype, integers
 from nondiff.trainers.margin import with_margin
 
 DOMAINS: dict[str, Real] = {
@@ -214,7 +214,9 @@ MIXED = Genotype(
     {"a": Integer(0, 1), "b": Integer(-3, 4), "c": Integer(0, 20), "d": Integer(5, 5), "e": Real()},
 )
 ALPHA = 1 / (6 * 8)
-margin = exactly(jax.vmap(lambda mean, sigma, units, squares: with_margin(mean, sigma, units, squares, MIXED, ALPHA)))
+margin = exactly(
+    jax.vmap(lambda mean, sigma, units, squares: with_margin(mean, sigma, units, squares, integers(MIXED), ALPHA))
+)
 
 
 @pytest.fixture(scope="module")

@@ -10,39 +10,87 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
 from nondiff.core.tree import is_key
 
+ARRAYS = jax.Array, np.ndarray, np.generic
+
 
 def exactly(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn`, compiled; in 64 bits if an argument holds such a NumPy array, and then those of its results are NumPy's.
+    """`fn`, compiled; in 64 bits if an argument holds such a NumPy array, and then its results are NumPy's, too.
+
+    What is no array among the leaves of the arguments is static, as for `equinox.filter_jit`, beside which this takes a
+    fifth of the time for a small step: trees are taken apart once, on the way in, and put together once.
 
     >>> import numpy as np
     >>> third = exactly(lambda x: x / 3)
     >>> print(third(np.array(1.0)), third(np.float32(1.0)))
     0.3333333333333333 0.33333334
     """
-    jitted = eqx.filter_jit(fn)
+
+    @functools.cache
+    def compiled(treedef: Any, static: tuple[Any, ...]) -> Callable[..., Any]:
+        def flat(*arrays: Any) -> tuple[list[Any], _Tree]:
+            these = iter(arrays)
+            args, kwargs = treedef.unflatten([next(these) if x is _ARRAY else x for x in static])
+            leaves, shape = jtu.tree_flatten(fn(*args, **kwargs))
+            return leaves, _Tree(shape)
+
+        return jax.jit(flat)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if jax.config.jax_enable_x64 or not is_exact((args, kwargs)):  # pyright: ignore[reportAttributeAccessIssue]
-            return jitted(*args, **kwargs)
-        with jax.enable_x64(True):
-            return jtu.tree_map(_numpy, jitted(*args, **kwargs))
+        leaves, treedef = jtu.tree_flatten((args, kwargs))
+        arrays = [x for x in leaves if isinstance(x, ARRAYS)]
+        run = compiled(treedef, tuple(_ARRAY if isinstance(x, ARRAYS) else x for x in leaves))
+        if jax.config.jax_enable_x64 or not any(map(_is_exact, arrays)):  # pyright: ignore[reportAttributeAccessIssue]
+            found, tree = run(*arrays)
+        else:
+            with jax.enable_x64(True):
+                found, tree = run(*arrays)
+            found = [x if is_key(x) else np.asarray(x) for x in found]
+        return tree.treedef.unflatten(found)
 
     return call
 
 
+def namespace(x: Any) -> Any:
+    """NumPy for its arrays, `jax.numpy` for JAX's: what is written for one runs on both, and compiles nothing where
+    NumPy computes.
+    """
+    return np if isinstance(x, np.ndarray | np.generic) else jnp
+
+
 def is_exact(tree: PyTree) -> bool:
     """Does it hold NumPy arrays of 64 bits?"""
-    return any(isinstance(x, np.ndarray | np.generic) and x.dtype == np.float64 for x in jtu.tree_leaves(tree))
+    return any(map(_is_exact, jtu.tree_leaves(tree)))
 
 
-def _numpy(x: Any) -> Any:
-    return np.asarray(x) if isinstance(x, jax.Array) and not is_key(x) and x.dtype.itemsize == 8 else x
+def _is_exact(x: Any) -> bool:
+    return isinstance(x, np.ndarray | np.generic) and x.dtype == np.float64
+
+
+class _Array:
+    """Stands for an array among static leaves."""
+
+
+_ARRAY = _Array()
+
+
+@jtu.register_static
+class _Tree:
+    """A structure without leaves, so that a compiled function can return it."""
+
+    def __init__(self, treedef: Any):
+        self.treedef = treedef
+
+    def __hash__(self) -> int:
+        return hash(self.treedef)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Tree) and self.treedef == other.treedef

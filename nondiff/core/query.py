@@ -10,6 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from nondiff.core.exact import namespace
 from nondiff.core.population import Population
 from nondiff.core.problem import Params
 from nondiff.core.tree import is_none
@@ -98,7 +99,7 @@ class Evaluation(eqx.Module):
     @property
     def ranked(self) -> Float[Array | np.ndarray, "*pop"]:
         """`total` with every failure at infinity, so that sorting puts it last."""
-        here: Any = np if isinstance(self.total, np.ndarray) else jnp
+        here = namespace(self.total)
         return here.where(here.isfinite(self.total), self.total, here.inf)
 
 

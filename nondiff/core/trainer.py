@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
@@ -60,7 +61,7 @@ class AbstractTrainer(eqx.Module, Generic[State]):
         """Why I may come to an end by myself; none by default."""
         return ()
 
-    def ended(self, state: State) -> Int[Array, ""] | int:
+    def ended(self, state: State) -> Int[Array | np.ndarray, ""] | int:
         """0 while there may be something to gain, else the number of my reason among `endings`, from 1."""
         del state
         return 0

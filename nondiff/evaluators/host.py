@@ -43,44 +43,46 @@ class Host(AbstractEvaluator):
 
     def evaluate(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> PyTree[Evaluation]:
         batch = _numpy(batch)
-        return map_queries(lambda q: self._answer(problem, q, batch), query)
+        return map_queries(lambda q: _answer(self.chunk, problem, q, batch), query)
 
     def chunks(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> list[int]:
         del problem, batch
         return [self.chunk for _ in queries(query)]
 
-    def _answer(self, problem: AbstractProblem, query: Query, batch: Batch) -> Evaluation:
-        if query.wants.gradient or query.wants.mean_gradient:
-            raise ValueError(
-                f"`Host` was asked for a gradient of `{type(problem).__name__}`; it only knows losses. Use `Vmap()` if "
-                "JAX can trace the problem, or a trainer that needs no gradient: `OpenES`, `Genetic`."
-            )
-        parts = [self._part(problem, query, batch, i) for i in range(0, len(query), self.chunk)]
-        loss, penalty, cases, aux = jtu.tree_map(lambda *xs: np.concatenate(xs), *parts)
-        if not is_exact(query):
-            loss, penalty, cases = jtu.tree_map(jnp.asarray, (loss, penalty, cases))
-        answer = Evaluation(loss, penalty, cases, aux=jtu.tree_map(jnp.asarray, aux))
-        return answer if query.weigh is None else _weigh(query, answer, self.chunk)
 
-    def _part(self, problem: AbstractProblem, query: Query, batch: Batch, start: int) -> tuple[Any, ...]:
-        n = min(self.chunk, len(query) - start)
-        # A power of two of them is built, whatever the population: other sizes would compile anew.
-        rows = start + np.minimum(np.arange(1 << (n - 1).bit_length()), n - 1)
-        built = _members(query.population.rows(rows), query.quadratic)
-        members, added = jtu.tree_map(lambda x: x[:n], _numpy(built))
-        keys = host_rows(query.keys, rows[:n])
-        value, aux = problem.losses(eqx.combine(members, _repeat(query.others, n)), batch, keys=keys)
-        value = np.asarray(value)
-        if value.ndim not in (1, 2) or value.shape[0] != n or value.dtype.kind not in "fiub":
-            raise ValueError(
-                f"`{type(problem).__name__}` answered {n} candidates with {value.dtype}{list(value.shape)}; "
-                f"expected {n} numbers, `[{n}]`, or one for each case, `[{n}, cases]`."
-            )
-        value = value.astype(added.dtype)
-        if query.wants.cases and value.ndim == 1:
-            raise ValueError(f"the trainer asks for a loss per case; `{type(problem).__name__}` gives one per member.")
-        loss = value if value.ndim == 1 else value.mean(1)
-        return loss, added, value if query.wants.cases else None, aux
+def _answer(chunk: int, problem: AbstractProblem, query: Query, batch: Batch) -> Evaluation:
+    if query.wants.gradient or query.wants.mean_gradient:
+        raise ValueError(
+            f"`Host` was asked for a gradient of `{type(problem).__name__}`; it only knows losses. Use `Vmap()` if "
+            "JAX can trace the problem, or a trainer that needs no gradient: `OpenES`, `Genetic`."
+        )
+    parts = [_part(chunk, problem, query, batch, i) for i in range(0, len(query), chunk)]
+    loss, penalty, cases, aux = jtu.tree_map(lambda *xs: np.concatenate(xs), *parts)
+    if not is_exact(query):
+        loss, penalty, cases = jtu.tree_map(jnp.asarray, (loss, penalty, cases))
+    answer = Evaluation(loss, penalty, cases, aux=jtu.tree_map(jnp.asarray, aux))
+    return answer if query.weigh is None else _weigh(query, answer, chunk)
+
+
+def _part(chunk: int, problem: AbstractProblem, query: Query, batch: Batch, start: int) -> tuple[Any, ...]:
+    n = min(chunk, len(query) - start)
+    # A power of two of them is built, whatever the population: other sizes would compile anew.
+    rows = start + np.minimum(np.arange(1 << (n - 1).bit_length()), n - 1)
+    built = _members(query.population.rows(rows), query.quadratic)
+    members, added = jtu.tree_map(lambda x: x[:n], _numpy(built))
+    keys = query.keys if n == len(query) else host_rows(query.keys, rows[:n])
+    value, aux = problem.losses(eqx.combine(members, _repeat(query.others, n)), batch, keys=keys)
+    value = np.asarray(value)
+    if value.ndim not in (1, 2) or value.shape[0] != n or value.dtype.kind not in "fiub":
+        raise ValueError(
+            f"`{type(problem).__name__}` answered {n} candidates with {value.dtype}{list(value.shape)}; "
+            f"expected {n} numbers, `[{n}]`, or one for each case, `[{n}, cases]`."
+        )
+    value = value.astype(added.dtype)
+    if query.wants.cases and value.ndim == 1:
+        raise ValueError(f"the trainer asks for a loss per case; `{type(problem).__name__}` gives one per member.")
+    loss = value if value.ndim == 1 else value.mean(1)
+    return loss, added, value if query.wants.cases else None, aux
 
 
 @exactly

@@ -1,20 +1,28 @@
 """What covariance matrix adaptation learns: a full covariance, or one of the coordinates alone."""
 
 import abc
+import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Float
+
+from nondiff.core.domain import Leaf
+from nondiff.core.exact import namespace
 
 
-class AbstractSpread(eqx.Module):
-    """A covariance, and what follows from it."""
+class AbstractSpread(abc.ABC):
+    """A covariance, and what follows from it, of NumPy's arrays or of JAX's.
+
+    Plain records: one is built at every step, and a module of equinox would take longer to build than to compute.
+    """
 
     @classmethod
     @abc.abstractmethod
-    def standard(cls, like: Float[Array, " n"], every: Any) -> "AbstractSpread":
+    def standard(cls, like: Float[Leaf, " n"], every: Any) -> "AbstractSpread":
         """The identity, whose axes may be computed at every `every`th step alone."""
 
     @staticmethod
@@ -23,42 +31,41 @@ class AbstractSpread(eqx.Module):
         """How much faster than a full covariance of `n` coordinates it is learned."""
 
     @abc.abstractmethod
-    def times(self, z: Float[Array, "*pop n"]) -> Float[Array, "*pop n"]:
+    def times(self, z: Float[Leaf, "*pop n"]) -> Float[Leaf, "*pop n"]:
         """Normals with this covariance, from standard ones: C^1/2 z."""
 
     @abc.abstractmethod
-    def turned(self, z: Float[Array, " n"]) -> Float[Array, " n"]:
+    def turned(self, z: Float[Leaf, " n"]) -> Float[Leaf, " n"]:
         """The same as `times`, without lengths: C^-1/2 times(z)."""
 
     @abc.abstractmethod
-    def variances(self) -> Float[Array, " n"]:
+    def variances(self) -> Float[Leaf, " n"]:
         """Of the coordinates."""
 
     @abc.abstractmethod
-    def lengths(self) -> Float[Array, " n"]:
+    def lengths(self) -> Float[Leaf, " n"]:
         """Standard deviations along the axes."""
 
-    @staticmethod
     @abc.abstractmethod
-    def sum(y: Float[Array, "pop n"], weights: Float[Array, " pop"]) -> Array:
-        """`sum_i weights_i y_i y_i'`, as far as `learned` needs it."""
-
-    @abc.abstractmethod
-    def learned(self, keep: Array, path: Float[Array, " n"], one: Any, many: Array) -> "AbstractSpread":
-        """`keep C + one path path' + many`, which is a `sum`."""
+    def learned(
+        self, keep: Any, path: Float[Leaf, " n"], one: Any, y: Float[Leaf, "pop n"], weights: Float[Leaf, " pop"]
+    ) -> "AbstractSpread":
+        """`keep C + one path path' + sum_i weights_i y_i y_i'`."""
 
 
+@jtu.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Full(AbstractSpread):
     """Any covariance. Its axes are computed only every so often: `age` counts the steps since then."""
 
-    covariance: Float[Array, "n n"]
-    axes: Float[Array, "n n"]
-    scale: Float[Array, " n"]
-    age: Int[Array, ""]
-    every: Int[Array, ""]
+    covariance: Any  # [n, n]
+    axes: Any  # [n, n], its eigenvectors
+    scale: Any  # [n], the standard deviations along them
+    age: Any
+    every: Any
 
     @classmethod
-    def standard(cls, like: Array, every: Any) -> "Full":
+    def standard(cls, like: Any, every: Any) -> "Full":
         eye = jnp.eye(like.size, dtype=like.dtype)
         return cls(eye, eye, jnp.ones_like(like), jnp.zeros((), jnp.int32), every)
 
@@ -67,42 +74,52 @@ class Full(AbstractSpread):
         del n
         return 1.0
 
-    def times(self, z: Array) -> Array:
+    def times(self, z: Any) -> Any:
         return (z * self.scale) @ self.axes.T
 
-    def turned(self, z: Array) -> Array:
+    def turned(self, z: Any) -> Any:
         return self.axes @ z
 
-    def variances(self) -> Array:
-        return jnp.diagonal(self.covariance)
+    def variances(self) -> Any:
+        return namespace(self.covariance).diagonal(self.covariance)
 
-    def lengths(self) -> Array:
+    def lengths(self) -> Any:
         return self.scale
 
-    @staticmethod
-    def sum(y: Array, weights: Array) -> Array:
-        return (y.T * weights) @ y
+    def learned(self, keep: Any, path: Any, one: Any, y: Any, weights: Any) -> "Full":
+        here = namespace(self.scale)
+        covariance = keep * self.covariance + one * here.outer(path, path) + (y.T * weights) @ y
+        age = here.asarray(self.age + 1, self.age.dtype)
 
-    def learned(self, keep: Array, path: Array, one: Any, many: Array) -> "Full":
-        covariance = keep * self.covariance + one * jnp.outer(path, path) + many
-        age = self.age + 1
+        def anew() -> tuple[Any, Any, Any]:
+            squares, axes = _eigh(here, (covariance + covariance.T) / 2)
+            least = here.finfo(squares.dtype).eps ** 2 * squares[-1]
+            return axes, here.sqrt(here.maximum(squares, least)), here.zeros_like(age)
 
-        def fresh() -> tuple[Array, Array, Array]:
-            squares, axes = jnp.linalg.eigh((covariance + covariance.T) / 2)
-            least = jnp.finfo(squares.dtype).eps ** 2 * squares[-1]
-            return axes, jnp.sqrt(jnp.maximum(squares, least)), jnp.zeros_like(age)
-
-        axes, scale, age = jax.lax.cond(age >= self.every, fresh, lambda: (self.axes, self.scale, age))
+        same = self.axes, self.scale, age
+        if here is np:
+            axes, scale, age = anew() if age >= self.every else same
+            return Full(covariance, axes, scale, age, self.every)
+        axes, scale, age = jax.lax.cond(age >= self.every, anew, lambda: same)
         return Full(covariance, axes, scale, age, self.every)
 
 
+def _eigh(here: Any, symmetric: Any) -> tuple[Any, Any]:
+    """NaN is answered with NaN, as JAX does: NumPy would raise an error."""
+    if here is np and not np.isfinite(symmetric).all():
+        return np.full(len(symmetric), np.nan), np.full_like(symmetric, np.nan)
+    return here.linalg.eigh(symmetric)
+
+
+@jtu.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Diagonal(AbstractSpread):
     """A variance for each coordinate."""
 
-    scale: Float[Array, " n"]
+    scale: Any  # [n]
 
     @classmethod
-    def standard(cls, like: Array, every: Any) -> "Diagonal":
+    def standard(cls, like: Any, every: Any) -> "Diagonal":
         del every
         return cls(jnp.ones_like(like))
 
@@ -110,21 +127,17 @@ class Diagonal(AbstractSpread):
     def speed(n: int) -> float:
         return max(1.0, (n + 1.5) / 3)  # as pycma has it; the paper's is (n + 2) / 3
 
-    def times(self, z: Array) -> Array:
+    def times(self, z: Any) -> Any:
         return z * self.scale
 
-    def turned(self, z: Array) -> Array:
+    def turned(self, z: Any) -> Any:
         return z
 
-    def variances(self) -> Array:
+    def variances(self) -> Any:
         return self.scale**2
 
-    def lengths(self) -> Array:
+    def lengths(self) -> Any:
         return self.scale
 
-    @staticmethod
-    def sum(y: Array, weights: Array) -> Array:
-        return weights @ y**2
-
-    def learned(self, keep: Array, path: Array, one: Any, many: Array) -> "Diagonal":
-        return Diagonal(jnp.sqrt(keep * self.scale**2 + one * path**2 + many))
+    def learned(self, keep: Any, path: Any, one: Any, y: Any, weights: Any) -> "Diagonal":
+        return Diagonal(namespace(self.scale).sqrt(keep * self.scale**2 + one * path**2 + weights @ y**2))

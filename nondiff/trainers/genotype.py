@@ -37,11 +37,11 @@ class Genotype(eqx.Module):
         parts = jtu.tree_leaves(jtu.tree_map(one, params, self.domain))
         return jnp.concatenate(parts) if parts else jnp.zeros(0)
 
-    def params(self, vector: Float[Array, " n"]) -> Params:
+    def params(self, vector: Float[Leaf, " n"]) -> Params:
         """The point of a vector, every leaf of its own type."""
         leaves, treedef = jtu.tree_flatten(self.like)
         ends = np.cumsum([math.prod(x.shape) for x in leaves])[:-1]
-        parts = [u.reshape(x.shape) for u, x in zip(jnp.split(vector, ends), leaves, strict=True)]
+        parts = [u.reshape(x.shape) for u, x in zip(jnp.split(jnp.asarray(vector), ends), leaves, strict=True)]
 
         def one(u: Any, x: Leaf, d: AbstractDomain) -> Any:
             if isinstance(d, Real):
@@ -50,17 +50,6 @@ class Genotype(eqx.Module):
             return d.clip(jnp.round(u)).astype(x.dtype)
 
         return jtu.tree_map(one, treedef.unflatten(parts), self.like, self.domain)
-
-    def integers(self) -> tuple[np.ndarray, np.ndarray]:
-        """The least and the greatest value of every coordinate that is a whole number; NaN for the others."""
-
-        def ends(x: Leaf, d: AbstractDomain) -> np.ndarray:
-            pair = (d.lo, d.hi) if isinstance(d, Integer) else (math.nan, math.nan)
-            return np.broadcast_to(np.array(pair)[:, None], (2, math.prod(x.shape)))
-
-        parts = jtu.tree_leaves(jtu.tree_map(ends, self.like, self.domain))
-        least, greatest = np.concatenate(parts, 1) if parts else np.zeros((2, 0))
-        return least, greatest
 
     def widths(self) -> PyTree:
         """A first sigma for every leaf, on the vector's scale: 0.3 of its range, or of its size; 1 on a log scale."""
@@ -80,6 +69,18 @@ class Genotype(eqx.Module):
         """The vector of something that every leaf, or coordinate, has one of."""
         parts = jtu.tree_map(lambda x, y: jnp.broadcast_to(y, x.shape).ravel(), self.like, tree)
         return jnp.concatenate([jnp.zeros(0), *jtu.tree_leaves(parts)])
+
+
+def integers(genotype: Genotype) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest value of every coordinate that is a whole number; NaN for the others."""
+
+    def ends(x: Leaf, d: AbstractDomain) -> np.ndarray:
+        pair = (d.lo, d.hi) if isinstance(d, Integer) else (math.nan, math.nan)
+        return np.broadcast_to(np.array(pair)[:, None], (2, math.prod(x.shape)))
+
+    parts = jtu.tree_leaves(jtu.tree_map(ends, genotype.like, genotype.domain))
+    least, greatest = np.concatenate(parts, 1) if parts else np.zeros((2, 0))
+    return least, greatest
 
 
 def check_ordered(owner: str, params: Params, domain: PyTree) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Rates(NamedTuple):
-    """Table 1 of the tutorial, and what else follows; arrays, so that other values compile nothing anew."""
+    """Table 1 of the tutorial, and what else follows, as arrays of NumPy."""
 
     path: Any
     """c_c."""
@@ -51,6 +51,6 @@ def rates(n: int, population: int, speed: float = 1.0) -> tuple[np.ndarray, Rate
     other = minus.sum() ** 2 / (minus**2).sum() if minus.any() else 0.0
     bounds = [1 + one / many, 1 + 2 * other / (mean + 2), (1 - one - many) / (n * many)] if many else [0.0]
     weights = plus / plus.sum() - min(bounds) * minus / max(minus.sum(), 1e-300)
-    every = max(1, int(1 / (10 * n * (one + many))))  # tutorial, B.2
+    every = math.ceil(1 / (10 * n * (one + many)))  # as pycma has it; the tutorial, B.2, rounds down
     found = Rates(path, length, damping, one, many, every, 1 / (n * population), 10 + math.ceil(30 * n / population))
     return np.append(0.0, np.cumsum(weights)), jtu.tree_map(np.asarray, found)

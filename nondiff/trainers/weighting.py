@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from nondiff.core.domain import Leaf
+from nondiff.core.exact import namespace
 from nondiff.core.query import AbstractWeighting
 
 
@@ -24,7 +26,7 @@ class CentredRanks(AbstractWeighting):
         below, through = _places(losses)
         # Twice the mean rank less its middle: whole numbers, so that a flat loss gives 0 and not what rounding leaves,
         # which would be a direction to an optimizer that divides by the gradient's size.
-        return ((below + through - losses.size) / (2 * max(losses.size - 1, 1))).astype(losses.dtype)
+        return jnp.asarray((below + through - losses.size) / (2 * max(losses.size - 1, 1)), losses.dtype)
 
 
 class ZScore(AbstractWeighting):
@@ -63,17 +65,18 @@ class LogRanks(AbstractWeighting):
         return jnp.where(through - below == n, 0.0, 1 / n - by_rank(sums, losses)).astype(losses.dtype)
 
 
-def by_rank(sums: Float[Array | np.ndarray, " places"], losses: Float[Array, " pop"]) -> Float[Array, " pop"]:
+def by_rank(sums: Float[Leaf, " places"], losses: Float[Leaf, " pop"]) -> Float[Leaf, " pop"]:
     """The weight of each loss; `sums[k]` is that of the k best together, and equal losses share theirs."""
     below, through = _places(losses)
-    sums = jnp.asarray(sums, losses.dtype)
+    sums = namespace(losses).asarray(sums, losses.dtype)
     return (sums[through] - sums[below]) / (through - below)
 
 
-def _places(losses: Float[Array, " pop"]) -> tuple[Int[Array, " pop"], Int[Array, " pop"]]:
+def _places(losses: Float[Leaf, " pop"]) -> tuple[Int[Leaf, " pop"], Int[Leaf, " pop"]]:
     """For each loss how many are lower, and how many are not higher; failures are the highest."""
-    losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
-    order = jnp.sort(losses)
-    how = "compare_all" if losses.size <= 1_000 else "scan"  # the first compiles four times as fast
-    below, through = (jnp.searchsorted(order, losses, side=side, method=how) for side in ("left", "right"))
-    return below, through
+    here = namespace(losses)
+    losses = here.where(here.isfinite(losses), losses, here.inf)
+    order = here.sort(losses)
+    # Of JAX's ways, the one that compares all compiles four times as fast.
+    how = {} if here is np else {"method": "compare_all" if losses.size <= 1_000 else "scan"}
+    return here.searchsorted(order, losses, side="left", **how), here.searchsorted(order, losses, side="right", **how)
