@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 
 from nondiff.core.tree import is_key
 
+TRACER: Any = jax.core.Tracer  # pyright: ignore[reportAttributeAccessIssue]
 ARRAYS = jax.Array, np.ndarray, np.generic
 
 
@@ -53,7 +54,8 @@ def exactly(fn: Callable[..., Any]) -> Callable[..., Any]:
         else:
             with jax.enable_x64(True):
                 found, tree = run(*arrays)
-            found = [x if is_key(x) else np.asarray(x) for x in found]
+            # What is part of a program that is being traced stays so.
+            found = [x if is_key(x) or isinstance(x, TRACER) else np.asarray(x) for x in found]
         return tree.treedef.unflatten(found)
 
     return call
