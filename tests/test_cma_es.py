@@ -38,7 +38,7 @@ def state_of(found: nd.Result | nd.TrainState) -> Any:
 
 
 class Constants(NamedTuple):
-    """Table 1 of the tutorial; `speed` is what a separable covariance is learned faster by."""
+    """Table 1 of the tutorial, with pycma's step size; `speed` is what a separable covariance is learned faster by."""
 
     weights: np.ndarray
     mass: float
@@ -58,8 +58,8 @@ def constants(n: int, size: int, speed: float) -> Constants:
     c_mu = min(1 - c_1, speed * 2 * (1 / 4 + mass + 1 / mass - 2) / ((n + 2) ** 2 + 2 * mass / 2))
     least = min(1 + c_1 / c_mu, 1 + 2 * other / (mass + 2), (1 - c_1 - c_mu) / (n * c_mu))
     weights = np.where(raw >= 0, raw / better.sum(), least * raw / np.abs(worse).sum())
-    c_sigma = (mass + 2) / (n + mass + 5)
-    d_sigma = 1 + 2 * max(0.0, np.sqrt((mass - 1) / (n + 1)) - 1) + c_sigma
+    c_sigma = min(0.5, (mass + 2) / (n + mass + 3))
+    d_sigma = 1 + 2 * max(0.0, max(1.0, 3 - 3 * 2 ** (-n / 9)) * np.sqrt((mass - 1) / (n + 1)) - 1) + c_sigma
     c_c = (4 + mass / n) / (n + 4 + 2 * mass / n)
     return Constants(weights, mass, c_c, c_sigma, d_sigma, c_1, c_mu, int(np.ceil(1 / (10 * n * (c_1 + c_mu)))))
 
@@ -288,7 +288,7 @@ def history(f: Callable[[np.ndarray], np.ndarray], steps: int) -> Iterator[tuple
         return losses[-1]
 
     problem = BlackBox(noted, np.zeros(2), vectorized=True, traceable=False)
-    state = nd.init(problem, SMALL, key=jr.key(0))
+    state = nd.init(problem, SMALL, key=jr.key(1))
     for _ in range(steps):
         state, _ = nd.step(problem, SMALL, HOST, state)
         yield losses[-1], state.trainer
@@ -328,7 +328,7 @@ def test_a_search_ends_for_its_reason(number: int, unchecked: None) -> None:
     text = SMALL.endings[number - 1]
     for trainer in (SMALL, nd.Best(SMALL)):
         problem = BlackBox(loss(np.random.default_rng(1)), np.zeros(2), vectorized=True, traceable=False)
-        result = nd.fit(problem, trainer, steps=1_000, key=jr.key(0), evaluator=HOST)
+        result = nd.fit(problem, trainer, steps=1_000, key=jr.key(1), evaluator=HOST)
         assert trainer.endings == SMALL.endings and result.reason == text
         assert result.steps == step and result.evaluations == 6 * step  # pyright: ignore
         again = nd.fit(problem, trainer, steps=1_000, state=result.state, evaluator=HOST)

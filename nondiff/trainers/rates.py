@@ -44,8 +44,11 @@ def rates(n: int, population: int, speed: float = 1.0) -> tuple[np.ndarray, Rate
     mean = plus.sum() ** 2 / (plus**2).sum()
     one = min(1.0, speed * 2 / ((n + 1.3) ** 2 + mean))  # (57)
     many = min(1 - one, speed * 2 * (0.25 + mean - 2 + 1 / mean) / ((n + 2) ** 2 + mean))  # (58)
-    length = (mean + 2) / (n + mean + 5)  # (55)
-    damping = 1 + 2 * max(0.0, math.sqrt((mean - 1) / (n + 1)) - 1) + length  # (55)
+    # As pycma 4.5 has them, not as (55): with large populations sigma shrinks more slowly, and fewer of them end
+    # in a local optimum.
+    length = min(0.5, (mean + 2) / (n + mean + 3))
+    large = max(1.0, 3 * (1 - 0.5 ** (n / 9))) * math.sqrt((mean - 1) / (n + 1))
+    damping = 1 + 2 * max(0.0, large - 1) + length
     path = (4 + mean / n) / (n + 4 + 2 * mean / n)  # (56)
     # How much the worst may take away: (50) to (53).
     other = minus.sum() ** 2 / (minus**2).sum() if minus.any() else 0.0
