@@ -62,6 +62,20 @@ def test_the_budget_is_never_exceeded_and_every_call_is_counted(budget: int) -> 
     assert budget < 500 or result.loss < 0.01
 
 
+def test_steps_that_fail_altogether_are_paid_for() -> None:
+    calls = []
+
+    def cost(x: np.ndarray) -> float:
+        calls.append(float(x))
+        return float("nan") if x < 0.5 else float(x)  # at first all four of a step are failures
+
+    result = minimise(cost, 0.0, evaluations=2_000)
+    assert len(calls) == 1 + result.evaluations and result.evaluations <= 2_000 < result.evaluations + 4 * 64
+    assert result.reason == "the budget of 2000 evaluations was spent"
+    assert sum(row["failed"] == row["evaluations"] for row in result.history) > 5
+    assert result.loss == pytest.approx(0.5)
+
+
 def test_target_stops_early_and_says_so() -> None:
     calls = []
     result = minimise(lambda x: calls.append(0) or float(np.sum(x**2)), np.ones(2), target=0.5, evaluations=5_000)

@@ -131,6 +131,7 @@ def test_an_answer_that_goes_bad_later_is_named() -> None:
         (-1.0, Real(log=True), r"`params` = -1.0 lies outside of its domain"),
         ({}, None, r"`BlackBox\(x0=\{\}\)`: there is nothing to move; give at least one number"),
         (None, None, r"`BlackBox\(x0=None\)`: there is nothing to move"),
+        (np.zeros((0, 2)), None, r"`BlackBox\(x0=array.*`: there is nothing to move"),
         ("here", None, r"`BlackBox\(x0\)`: `params` is <U4; expected numbers"),
         ({"a": np.array([None, 1.0])}, None, r"`params\['a'\]` is object; expected numbers"),
         (3, None, r"`params` is int32 and has no domain.*`domain=` of `BlackBox`"),

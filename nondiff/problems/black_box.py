@@ -64,7 +64,7 @@ class BlackBox(AbstractProblem):
     ):
         if not callable(fn):
             raise ValueError(f"`BlackBox(fn={fn!r})`: expected a function of one point.")
-        if not jtu.tree_leaves(x0):
+        if not any(np.size(leaf) for leaf in jtu.tree_leaves(x0)):
             raise ValueError(f"`BlackBox(x0={x0!r})`: there is nothing to move; give at least one number.")
         if errors not in ("raise", "fail") or (errors == "fail" and vectorized):
             way = "only for a function of one point" if vectorized else "expected 'raise' or 'fail'"

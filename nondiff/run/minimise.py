@@ -17,6 +17,7 @@ from nondiff.core.query import queries
 from nondiff.core.step import init, keys
 from nondiff.core.trainer import AbstractTrainer, check_count
 from nondiff.problems import BlackBox
+from nondiff.run.callback import Moment, Stop
 from nondiff.run.fit import Result, checked_key, fit
 from nondiff.run.stopping import Target
 from nondiff.trainers import CMAES, Best, Genetic, OpenES, Restart, SepCMAES
@@ -89,13 +90,28 @@ def minimise(
         )
 
     steps = budget // per_step
-    stop = () if target is None else (Target(target, "best_ever"),)
-    log_every = 1 if target is not None or not problem.traceable else max(1, steps // 100)
+    spent = f"the budget of {budget} evaluations was spent"
+    stop: list[Stop] = [] if target is None else [Target(target, "best_ever")]
+    if not chosen.traceable:  # its populations may grow
+        stop.append(_Budget(budget, spent))
+    log_every = 1 if stop or not problem.traceable else max(1, steps // 100)
     result = fit(problem, chosen, steps=steps, key=key, stop=stop, log_every=log_every, lost=LOST)
     loss = float(result.state.trainer.loss)
-    spent = result.reason == f"all {steps} steps done"
-    reason = f"the budget of {budget} evaluations was spent" if spent else result.reason
+    reason = spent if result.reason == f"all {steps} steps done" else result.reason
     return dataclasses.replace(result, loss=loss, reason=reason, choice=choice)
+
+
+class _Budget:
+    """Ends a run whose next step would make more evaluations than are left; called after every step."""
+
+    def __init__(self, budget: int, reason: str):
+        self.left, self.reason = budget, reason
+
+    def __call__(self, moment: Moment) -> str | None:
+        self.left -= int(moment.row["evaluations"])
+        state = moment.state
+        asked = moment.trainer.ask(state.trainer, key=keys(state)[1])
+        return self.reason if sum(len(q) for q in queries(asked)) > self.left else None
 
 
 def _default(problem: BlackBox, budget: int) -> tuple[AbstractTrainer, str]:
@@ -119,7 +135,7 @@ def _default(problem: BlackBox, budget: int) -> tuple[AbstractTrainer, str]:
         if size <= most:
             least = kind().size(size)
             inner = kind(population=None if budget >= least else max(4, budget))
-            return Restart(inner, most=budget), f"{kind.__name__} with restarts: {size} coordinates, {why}"
+            return Restart(inner), f"{kind.__name__} with restarts: {size} coordinates, {why}"
     if all(isinstance(d, Real) and not d.constrained for d in domains):
         reach = 0.3 * max(1.0, max(float(abs(x).max(initial=0.0)) for x in jtu.tree_leaves(problem.x0)))
         trainer = OpenES(optax.adam(shrinking(reach)), sigma=shrinking(reach), population=population, rank=1)
