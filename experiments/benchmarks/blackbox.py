@@ -22,11 +22,8 @@ With `--part time`, a whole generation on a sphere (sample, evaluate, update), o
 turn is a new search of so many generations; medians over the turns, which the libraries take one after another. nondiff
 is what `fit` does for a function in NumPy, in pieces; `nondiff x64` is one compiled step, as where JAX has 64 bits.
 
-Result: the median evaluations of pycma, in 10 / 40 dimensions, are 1,517 / 5,239 on the sphere, 3,991 / 48,400 on the
-ellipsoid, 4,091 / 48,291 on the rotated one and 5,418 / 62,527 on Rosenbrock, of 15 seeds all; on Rastrigin in 10
-dimensions 128,000 of 14, with `--restarts ipop` 61,692 of 15. Its areas on COCO in 5 dimensions are 0.182 (bbob; cmaes
-0.182, evosax 0.178) and 0.254 (bbob-mixint). Cost: pycma takes 5 minutes, and more than 15 for Rastrigin in 40
-dimensions; COCO in 5 dimensions a minute for each library, the time 2 minutes.
+Result: docs/blackbox.md. Cost: pycma takes 5 minutes without Rastrigin in 40 dimensions, which takes it more
+than 15; COCO in 5 dimensions takes pycma a minute, the time takes all of them 3.
 """
 
 import dataclasses
