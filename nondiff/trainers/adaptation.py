@@ -265,5 +265,5 @@ def _ending(state: _State, lately: Any, real: np.ndarray, lengths: Any, tolfun: 
 
 
 def _median(here: Any, x: Any) -> Any:
-    x = here.sort(x)  # NumPy's own median takes ten times as long for so few
+    x = here.sort(x)  # NumPy's own median takes longer for so few
     return (x[(x.size - 1) // 2] + x[x.size // 2]) / 2

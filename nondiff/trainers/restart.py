@@ -68,13 +68,14 @@ class Restart(AbstractTrainer[_State]):
     - `tries`: how many starts at most, the first one included (default 10).
     - `on`: steps without a better loss that end a try, for trainers that never end by themselves, or earlier than they
       do; default `None`: only what `inner` says itself (`CMAES` does).
-    - `most`: evaluations in all, never exceeded (default `None`: no bound).
+    - `most`: evaluations in all (default `None`: no bound). Steps that failed altogether leave no trace in a state, and
+      do not count.
     - `begin`: a function of a key that gives the point where a try after the first begins. Default `None`: a uniform
       one for leaves with bounds on both sides, and where the first try began for the others.
 
     `params` are those of the present try: to keep the best of all, `Best(Restart(...))`, as `minimise` does.
 
-    Not traceable: a larger population is compiled when its try begins, which takes about a second. A state whose arrays
+    Not traceable: where `inner` is compiled, a larger population is compiled when its try begins. A state whose arrays
     grow with the population (that of `Genetic` does, that of `CMAES` does not) can be resumed from a checkpoint only in
     a try as large as the first one.
 
