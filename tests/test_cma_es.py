@@ -564,6 +564,22 @@ def test_memetic_refuses_what_averages() -> None:
         trainer.ask(state.trainer, key=jr.key(1))
 
 
+def test_the_mean_follows_members_to_their_numbers() -> None:
+    """By hand; with steps so wide, the margin changes nothing."""
+    start = {"n": np.array([3, -7]), "x": np.array([0.25])}
+    loss = lambda p: (p["n"] ** 2).sum(1) + p["x"][:, 0]  # noqa: E731
+    problem = BlackBox(loss, start, domain={"n": Integer(-50, 50), "x": Real()}, vectorized=True)
+    trainer = nd.CMAES(2.0, population=9)
+    state = nd.init(problem, trainer, key=jr.key(0))
+    z = np.asarray(trainer.ask(state.trainer, key=keys(state)[1]).population.each, float)
+    members = np.append(start["n"], start["x"]) + 2 * z
+    members[:, :2] = np.where(np.round(members[:, :2]) != start["n"], np.round(members[:, :2]), members[:, :2])
+    order = np.argsort((np.round(members[:, :2]) ** 2).sum(1) + members[:, 2], kind="stable")
+    weights = constants(3, 9, 1.0).weights.clip(0)
+    want = weights[weights > 0] @ members[order][weights > 0]
+    np.testing.assert_allclose(nd.step(problem, trainer, HOST, state)[0].trainer.mean, want, rtol=1e-12)
+
+
 # What is given
 
 

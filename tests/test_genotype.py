@@ -11,8 +11,8 @@ from scipy.stats import norm
 
 from nondiff import Integer, Real
 from nondiff.core.exact import exactly
-from nondiff.trainers.genotype import Genotype, integers
-from nondiff.trainers.margin import with_margin
+from nondiff.trainers.genotype import Genotype
+from nondiff.trainers.margin import centred, with_margin
 
 DOMAINS: dict[str, Real] = {
     "free": Real(),
@@ -215,7 +215,7 @@ MIXED = Genotype(
 )
 ALPHA = 1 / (6 * 8)
 margin = exactly(
-    jax.vmap(lambda mean, sigma, units, squares: with_margin(mean, sigma, units, squares, integers(MIXED), ALPHA))
+    jax.vmap(lambda mean, sigma, units, squares: with_margin(mean, sigma, units, squares, MIXED.integers, ALPHA))
 )
 
 
@@ -252,6 +252,19 @@ def test_the_margin_keeps_a_least_probability_of_another_number(many: tuple[np.n
     inner = ~first & ~last & rare
     np.testing.assert_allclose(low[inner], ALPHA / 2, rtol=1e-6)
     np.testing.assert_allclose(up[inner], ALPHA / 2, rtol=1e-6)
+
+
+def test_steps_that_cross_to_another_number_end_at_it() -> None:
+    random = np.random.default_rng(6)
+    mean = np.array([0.4, 1.3, 7.0, 4.0, 0.2, -3.0])
+    steps = random.normal(size=(100, 6)) * [0.3, 2.0, 0.6, 1.0, 1.0, 1.0]
+    got = centred(steps, mean, MIXED.integers)
+    inside = [1, 2]  # the first one's mean is at an end of its range, the fourth has one number only
+    crossed = np.round(mean + steps)[:, inside] != [1, 7]
+    assert (crossed.sum(0) > 20).all() and (~crossed).any(0).all()
+    want = np.where(crossed, np.round(mean + steps)[:, inside], (mean + steps)[:, inside])
+    np.testing.assert_allclose((mean + got)[:, inside], want, atol=1e-14)
+    np.testing.assert_array_equal(np.delete(got, inside, 1), np.delete(steps, inside, 1))
 
 
 def test_the_margin_leaves_alone_what_has_it_and_what_is_real(many: tuple[np.ndarray, ...]) -> None:

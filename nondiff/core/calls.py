@@ -6,12 +6,12 @@ Uncompiled it would be slow, and meet NumPy's 64 bits (`nondiff.core.exact`), wh
 from typing import Any
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Key, PyTree
 
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query
 from nondiff.core.trainer import AbstractTrainer, Metrics
+from nondiff.core.tree import is_traced
 
 
 def init(trainer: AbstractTrainer, params: Params, domain: PyTree, key: Key[Array, ""]) -> Any:
@@ -30,7 +30,7 @@ def tell(
 
 def _alone(trainer: AbstractTrainer, key: Key[Array, ""]) -> bool:
     """Is it to be compiled, and not already part of a program that is?"""
-    return trainer.traceable and not isinstance(key, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
+    return trainer.traceable and not is_traced(key)
 
 
 @eqx.filter_jit

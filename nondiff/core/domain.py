@@ -8,14 +8,13 @@ import abc
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from nondiff.core.exact import exactly
-from nondiff.core.tree import broadcast, map_named
+from nondiff.core.exact import exactly, namespace
+from nondiff.core.tree import broadcast, is_traced, map_named
 
 Leaf = Array | np.ndarray
 """NumPy's on the host, of 64 bits (`nondiff.core.exact`)."""
@@ -91,20 +90,21 @@ class Real(AbstractDomain):
 
     def encode(self, x: Leaf) -> Leaf:
         """To the scale on which steps are taken."""
-        return jnp.log(x) if self.log else x
+        return namespace(x).asarray(namespace(x).log(x)) if self.log else x
 
     def decode(self, u: Leaf) -> Leaf:
         """Back from that scale, inside the bounds."""
-        return self.clip(jnp.exp(u) if self.log else u)
+        return self.clip(namespace(u).asarray(namespace(u).exp(u)) if self.log else u)
 
     def clip(self, x: Leaf) -> Leaf:
+        here = namespace(x)
         if self.log and self.lo is None:
-            x = jnp.maximum(x, jnp.finfo(x.dtype).tiny)
+            x = here.maximum(x, here.finfo(x.dtype).tiny)
         if self.lo is not None:
-            x = jnp.maximum(x, self.lo.astype(x.dtype))
+            x = here.maximum(x, self.lo.astype(x.dtype))
         if self.hi is not None:
-            x = jnp.minimum(x, self.hi.astype(x.dtype))
-        return x
+            x = here.minimum(x, self.hi.astype(x.dtype))
+        return here.asarray(x)  # of a number, NumPy makes no array
 
     def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
         if self.lo is None or self.hi is None:
@@ -157,7 +157,7 @@ class Integer(_Discrete):
         return self.lo, self.hi
 
     def clip(self, x: Leaf) -> Leaf:
-        return jnp.clip(x, self.lo, self.hi)
+        return namespace(x).asarray(namespace(x).clip(x, self.lo, self.hi))
 
     def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
         del scale
@@ -190,7 +190,7 @@ class Categorical(_Discrete):
         return 0, self.n - 1
 
     def clip(self, x: Leaf) -> Leaf:
-        return jnp.clip(x, 0, self.n - 1)
+        return namespace(x).asarray(namespace(x).clip(x, 0, self.n - 1))
 
     def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
         del scale
@@ -242,8 +242,7 @@ def check_inside(params: PyTree, domain: PyTree) -> None:
 
     def one(name: str, leaf: Any, domain: AbstractDomain) -> None:
         inside = _inside(domain, leaf)
-        known = not isinstance(inside, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
-        if known and not bool(inside):
+        if not is_traced(inside) and not bool(inside):
             raise ValueError(f"`{name}` = {leaf} lies outside of its domain, {domain}. Start inside.")
 
     map_named(one, params, domain)

@@ -16,9 +16,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from nondiff.core.tree import is_key
+from nondiff.core.tree import is_key, is_traced
 
-TRACER: Any = jax.core.Tracer  # pyright: ignore[reportAttributeAccessIssue]
 ARRAYS = jax.Array, np.ndarray, np.generic
 
 
@@ -55,7 +54,7 @@ def exactly(fn: Callable[..., Any]) -> Callable[..., Any]:
             with jax.enable_x64(True):
                 found, tree = run(*arrays)
             # What is part of a program that is being traced stays so.
-            found = [x if is_key(x) or isinstance(x, TRACER) else np.asarray(x) for x in found]
+            found = [x if is_key(x) or is_traced(x) else np.asarray(x) for x in found]
         return tree.treedef.unflatten(found)
 
     return call

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from nondiff.core.problem import Params
+from nondiff.core.record import record
 from nondiff.core.tree import barrier, host_rows
 
 
@@ -75,7 +76,8 @@ class AbstractSampler(eqx.Module):
         )
 
 
-class Population(eqx.Module):
+@record
+class Population:
     """Candidate points. P models need never exist at once."""
 
     shared: PyTree

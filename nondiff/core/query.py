@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from nondiff.core.exact import namespace
 from nondiff.core.population import Population
 from nondiff.core.problem import Params
+from nondiff.core.record import record
 from nondiff.core.tree import is_none
 
 
@@ -48,7 +49,8 @@ class AbstractWeighting(eqx.Module):
     def __call__(self, losses: Float[Array, " pop"]) -> Float[Array, " pop"]: ...
 
 
-class Query(eqx.Module):
+@record
+class Query:
     """A question: the losses (and more) of these candidates."""
 
     population: Population
@@ -61,7 +63,7 @@ class Query(eqx.Module):
     """Asks for `Evaluation.sums`."""
     wants: Wants = eqx.field(static=True, default=Wants())
 
-    def __check_init__(self) -> None:
+    def __post_init__(self) -> None:
         if self.wants.gradient and self.wants.mean_gradient:
             raise ValueError("`Query(wants)`: ask for `gradient` or for `mean_gradient`, not for both.")
 
@@ -77,7 +79,8 @@ def penalty(quadratic: tuple[Quadratic, ...], member: Params) -> Float[Array, ""
     return sum((q(member) for q in quadratic), jnp.zeros(()))
 
 
-class Evaluation(eqx.Module):
+@record
+class Evaluation:
     """The answer, in the same order."""
 
     loss: Float[Array | np.ndarray, "*pop"]
@@ -114,6 +117,11 @@ def is_answer(x: Any) -> bool:
 def queries(tree: PyTree) -> list[Query]:
     """The queries of a step: one for a plain trainer, several for a combinator."""
     return jtu.tree_leaves(tree, is_leaf=is_query)
+
+
+def evaluations(tree: PyTree) -> int:
+    """How many its queries ask for together."""
+    return sum(map(len, queries(tree)))
 
 
 def answers(tree: PyTree) -> list[Evaluation]:

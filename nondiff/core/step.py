@@ -21,11 +21,13 @@ from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.exact import exactly
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import answers
+from nondiff.core.record import record
 from nondiff.core.trainer import AbstractTrainer, Metrics
-from nondiff.core.tree import barrier, fresh, map_named, select
+from nondiff.core.tree import barrier, fresh, is_traced, map_named, select
 
 
-class TrainState(eqx.Module):
+@record
+class TrainState:
     """All that a bit-identical resume needs."""
 
     step: Int[Array, ""]
@@ -102,13 +104,14 @@ def step(
     seam, jit = (barrier, _same) if _all_traceable(problem, trainer, evaluator) else (_same, eqx.filter_jit)
     ask, tell = (jit(_ask), jit(_tell)) if trainer.traceable else (_ask, _tell)
     draw, absorb = (jit(_draw), jit(_absorb)) if problem.traceable else (_draw, _absorb)
+    k_batch, k_ask, k_tell = keys(state)
     if batch is None:
-        batch = draw(problem, state)
-    query, batch = seam((ask(trainer, state), batch))
+        batch = draw(problem, state.problem, k_batch)
+    query, batch = seam((ask(trainer, state.trainer, k_ask), batch))
     evaluate = jit(_evaluate) if evaluator.traceable else _evaluate
     answer = seam(evaluate(evaluator, problem, query, batch))
-    new, metrics = tell(trainer, state, query, answer)
-    remembered = absorb(problem, state, batch, answer, metrics["lost"])
+    new, metrics = tell(trainer, state.trainer, query, answer, k_tell)
+    remembered = absorb(problem, state.problem, batch, answer, metrics["lost"])
     return TrainState(state.step + 1, state.key, new, remembered), metrics
 
 
@@ -120,18 +123,21 @@ def _all_traceable(*parts: Any) -> bool:
     return all(part.traceable for part in parts)
 
 
-def _draw(problem: AbstractProblem, state: TrainState) -> Batch:
-    return problem.batch(state.problem, key=keys(state)[0])
+# `type(x).method(x, ...)`: equinox makes a module of every bound method, which takes longer than a small step.
 
 
-def _absorb(problem: AbstractProblem, state: TrainState, batch: Batch, answer: PyTree, lost: Any) -> Any:
+def _draw(problem: AbstractProblem, state: Any, key: Key[Array, ""]) -> Batch:
+    return type(problem).batch(problem, state, key=key)
+
+
+def _absorb(problem: AbstractProblem, state: Any, batch: Batch, answer: PyTree, lost: Any) -> Any:
     aux = [a.aux for a in answers(answer)]
     aux = jtu.tree_map(lambda *xs: jnp.concatenate([jnp.asarray(x) for x in xs]), *aux)
-    return _unless(lost, problem.absorb(state.problem, aux, batch), state.problem)
+    return _unless(lost, type(problem).absorb(problem, state, aux, batch), state)
 
 
 def _unless(lost: Any, new: Any, old: Any) -> Any:
-    if isinstance(lost, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
+    if is_traced(lost):
         return select(lost, old, new)
     return old if bool(lost) else new
 
@@ -141,20 +147,22 @@ def _is_float(x: Any) -> bool:
 
 
 def _evaluate(evaluator: AbstractEvaluator, problem: AbstractProblem, query: PyTree, batch: Batch) -> PyTree:
-    return evaluator.evaluate(problem, query, batch)
+    return type(evaluator).evaluate(evaluator, problem, query, batch)
 
 
-def _ask(trainer: AbstractTrainer, state: TrainState) -> PyTree:
-    return trainer.ask(state.trainer, key=keys(state)[1])
+def _ask(trainer: AbstractTrainer, state: Any, key: Key[Array, ""]) -> PyTree:
+    return type(trainer).ask(trainer, state, key=key)
 
 
-def _tell(trainer: AbstractTrainer, state: TrainState, query: PyTree, answer: PyTree) -> tuple[Any, Metrics]:
-    new, own = trainer.tell(state.trainer, query, answer, key=keys(state)[2])
+def _tell(
+    trainer: AbstractTrainer, state: Any, query: PyTree, answer: PyTree, key: Key[Array, ""]
+) -> tuple[Any, Metrics]:
+    new, own = type(trainer).tell(trainer, state, query, answer, key=key)
     losses = [a.loss for a in answers(answer)]
-    moved = [x for x in jtu.tree_leaves(trainer.params(new)) if _is_float(x)]
+    moved = [x for x in jtu.tree_leaves(type(trainer).params(trainer, new)) if _is_float(x)]
     on_host = all(isinstance(x, np.ndarray) for x in [*losses, *moved])
     metrics = _measured(np, losses, moved) if on_host else _measured_by_jax(losses, moved)
-    return _unless(metrics["lost"], new, state.trainer), {**own, **metrics}
+    return _unless(metrics["lost"], new, state), {**own, **metrics}
 
 
 def _measured(here: Any, losses: list[Any], moved: list[Any]) -> Metrics:

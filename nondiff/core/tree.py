@@ -62,6 +62,11 @@ def is_key(x: Any) -> bool:
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
+def is_traced(x: Any) -> bool:
+    """Is it part of a program that JAX is tracing, so that its value is not known yet?"""
+    return isinstance(x, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def host_rows(tree: PyTree, rows: np.ndarray) -> PyTree:
     """The chosen rows of every leaf, taken in NumPy."""
 

@@ -71,7 +71,7 @@ def _part(chunk: int, problem: AbstractProblem, query: Query, batch: Batch, star
     built = _members(query.population.rows(rows), query.quadratic)
     members, added = jtu.tree_map(lambda x: x[:n], _numpy(built))
     keys = query.keys if n == len(query) else host_rows(query.keys, rows[:n])
-    value, aux = problem.losses(eqx.combine(members, _repeat(query.others, n)), batch, keys=keys)
+    value, aux = type(problem).losses(problem, eqx.combine(members, _repeat(query.others, n)), batch, keys=keys)
     value = np.asarray(value)
     if value.ndim not in (1, 2) or value.shape[0] != n or value.dtype.kind not in "fiub":
         raise ValueError(

@@ -11,9 +11,9 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Key, PyTree
 
+from nondiff.core import query
 from nondiff.core.domain import Categorical, Real, is_domain
 from nondiff.core.problem import Params
-from nondiff.core.query import queries
 from nondiff.core.step import init, keys
 from nondiff.core.trainer import AbstractTrainer, check_count
 from nondiff.problems import BlackBox
@@ -111,7 +111,7 @@ class _Budget:
         self.left -= int(moment.row["evaluations"])
         state = moment.state
         asked = moment.trainer.ask(state.trainer, key=keys(state)[1])
-        return self.reason if sum(len(q) for q in queries(asked)) > self.left else None
+        return self.reason if query.evaluations(asked) > self.left else None
 
 
 def _default(problem: BlackBox, budget: int) -> tuple[AbstractTrainer, str]:
@@ -150,4 +150,4 @@ def _evaluations(problem: BlackBox, trainer: AbstractTrainer, key: Key[Array, ""
         state = init(problem, trainer, key=key)
         return trainer.ask(state.trainer, key=keys(state)[1])
 
-    return sum(len(q) for q in queries(eqx.filter_eval_shape(first) if trainer.traceable else first()))
+    return query.evaluations(eqx.filter_eval_shape(first) if trainer.traceable else first())

@@ -25,8 +25,8 @@ from nondiff.core.query import Evaluation, Query
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_positive
 from nondiff.core.tree import broadcast, none_like
 from nondiff.trainers.covariance import AbstractSpread
-from nondiff.trainers.genotype import Genotype, check_ordered, integers
-from nondiff.trainers.margin import with_margin
+from nondiff.trainers.genotype import Genotype, check_ordered
+from nondiff.trainers.margin import centred, with_margin
 from nondiff.trainers.rates import Rates, rates
 from nondiff.trainers.weighting import by_rank
 
@@ -142,7 +142,8 @@ class AbstractCMA(AbstractTrainer[_State]):
             return _told(state, query.population.each, answer.ranked, self.kind, self.tolfun, self.tolx)
 
     def params(self, state: _State) -> Params:
-        return _params(state.genotype, state.mean)
+        with np.errstate(all="ignore"):
+            return state.genotype.params(state.mean)
 
     def ended(self, state: _State) -> Int[Leaf, ""]:
         return state.ending
@@ -199,7 +200,8 @@ def _told(
     mass = 1 / here.maximum(here.sum(plus**2), least)
     y = state.spread.times(z)
     middle = plus @ y
-    mean = state.mean + state.sigma * state.units * middle  # (41), (42)
+    ends = state.genotype.integers
+    mean = state.mean + plus @ centred(state.sigma * state.units * y, state.mean, ends)  # (41), (42)
     # The step's length is compared with that of a random walk, whose expectation is E|N(0, I)|.
     c = found.length
     length = (1 - c) * state.length + here.sqrt(c * (2 - c) * mass) * state.spread.turned(plus @ z)  # (43)
@@ -220,7 +222,6 @@ def _told(
     variances = spread.variances()
     widest = here.min(state.widest / (state.units * here.sqrt(variances)), initial=here.inf)
     sigma = here.asarray(here.minimum(sigma, widest))
-    ends = integers(state.genotype)
     mean, units = with_margin(mean, sigma, state.units, variances, ends, found.alpha)
     reach = here.max(losses, where=here.isfinite(losses), initial=-here.inf) - order[0]
     new = state._replace(
@@ -240,11 +241,6 @@ def _told(
     return new._replace(ending=_ending(new, found.lately, np.isnan(ends[0]), lengths, tolfun, tolx)), metrics
 
 
-@exactly
-def _params(genotype: Genotype, mean: Float[Array, " n"]) -> Params:
-    return genotype.params(mean)
-
-
 def _ending(state: _State, lately: Any, real: np.ndarray, lengths: Any, tolfun: Any, tolx: Any) -> Any:
     """The number of the first of `endings` that holds, or 0 (Hansen, 2009, "Benchmarking a BI-population CMA-ES").
 
@@ -257,13 +253,15 @@ def _ending(state: _State, lately: Any, real: np.ndarray, lengths: Any, tolfun: 
     width = state.units * here.maximum(state.sigma * here.abs(state.path), deviations)
     still = here.all(width[real] < tolx * state.first) & real.any()
     narrow = here.max(lengths) > 1e7 * here.min(lengths)
-    worse = [_median(here, x[:third]) >= _median(here, x[-third:]) for x in (state.bests, state.medians)]
-    stale = worse[0] & worse[1] & here.isfinite(state.bests[-1])
+    ends = here.stack([x for y in (state.bests, state.medians) for x in (y[:third], y[-third:])])
+    middle = _medians(here, ends)
+    stale = (middle[0] >= middle[1]) & (middle[2] >= middle[3]) & here.isfinite(state.bests[-1])
     grown = here.max(deviations) > 1e4 * state.first
     holds = here.stack([flat, still, narrow, stale, grown])
     return here.asarray(here.where(here.any(holds), here.argmax(holds) + 1, 0), state.ending.dtype)
 
 
-def _median(here: Any, x: Any) -> Any:
-    x = here.sort(x)  # NumPy's own median takes longer for so few
-    return (x[(x.size - 1) // 2] + x[x.size // 2]) / 2
+def _medians(here: Any, x: Any) -> Any:
+    """Of the rows; NumPy's own take longer for so few."""
+    x, n = here.sort(x, 1), x.shape[1]
+    return (x[:, (n - 1) // 2] + x[:, n // 2]) / 2

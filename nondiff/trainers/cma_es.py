@@ -33,8 +33,9 @@ class CMAES(AbstractCMA):
       the covariance's condition number is above 1e14, when the losses stagnate, and when the steps have grown
       10,000-fold. `Result.reason` says which.
 
-    Leaves may be `Real` or `Integer`; bounds are kept by a smooth fold, whole numbers by the margin of Hamano et al.
-    Memory and the time of a step grow with the square of n, and sometimes its cube: see `SepCMAES` for more.
+    Leaves may be `Real` or `Integer`; bounds are kept by a smooth fold, whole numbers by the margin of Hamano et al.,
+    and the mean follows members to their numbers (Marty et al., 2024). Memory and the time of a step grow with the
+    square of n, and sometimes its cube: see `SepCMAES` for more.
 
     **Raises** `ValueError` for a `sigma` that is not above 0 or a schedule, a population below 4, negative tolerances;
     and, when training starts, for a leaf that is `Categorical`.

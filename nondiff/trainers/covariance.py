@@ -1,17 +1,16 @@
 """What covariance matrix adaptation learns: a full covariance, or one of the coordinates alone."""
 
 import abc
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Float
 
 from nondiff.core.domain import Leaf
 from nondiff.core.exact import namespace
+from nondiff.core.record import record
 
 
 class AbstractSpread(abc.ABC):
@@ -53,8 +52,7 @@ class AbstractSpread(abc.ABC):
         """`keep C + one path path' + sum_i weights_i y_i y_i'`."""
 
 
-@jtu.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@record
 class Full(AbstractSpread):
     """Any covariance. Its axes are computed only every so often: `age` counts the steps since then."""
 
@@ -88,7 +86,8 @@ class Full(AbstractSpread):
 
     def learned(self, keep: Any, path: Any, one: Any, y: Any, weights: Any) -> "Full":
         here = namespace(self.scale)
-        covariance = keep * self.covariance + one * here.outer(path, path) + (y.T * weights) @ y
+        rows, shares = here.concatenate([y, path[None]]), here.append(weights, one)
+        covariance = keep * self.covariance + (rows.T * shares) @ rows
         age = here.asarray(self.age + 1, self.age.dtype)
 
         def anew() -> tuple[Any, Any, Any]:
@@ -111,8 +110,7 @@ def _eigh(here: Any, symmetric: Any) -> tuple[Any, Any]:
     return here.linalg.eigh(symmetric)
 
 
-@jtu.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@record
 class Diagonal(AbstractSpread):
     """A variance for each coordinate."""
 

@@ -5,21 +5,24 @@ inside, but for a parabola near a bound, and mirrored beyond it (Hansen, 2009, "
 transformation of pycma): every vector has a point, smoothly, and no member lies outside. An integer is the nearest one.
 """
 
+import functools
 import math
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from nondiff.core.domain import AbstractDomain, Integer, Leaf, Real
+from nondiff.core.exact import namespace
 from nondiff.core.problem import Params
+from nondiff.core.record import record
 from nondiff.core.tree import map_named
 
 
-class Genotype(eqx.Module):
+@record
+class Genotype:
     """How a vector becomes parameters shaped like `like`."""
 
     like: Params
@@ -39,15 +42,17 @@ class Genotype(eqx.Module):
 
     def params(self, vector: Float[Leaf, " n"]) -> Params:
         """The point of a vector, every leaf of its own type."""
-        leaves, treedef = jtu.tree_flatten(self.like)
+        here, (leaves, treedef) = namespace(vector), jtu.tree_flatten(self.like)
         ends = np.cumsum([math.prod(x.shape) for x in leaves])[:-1]
-        parts = [u.reshape(x.shape) for u, x in zip(jnp.split(jnp.asarray(vector), ends), leaves, strict=True)]
+        parts = [u.reshape(x.shape) for u, x in zip(here.split(vector, ends), leaves, strict=True)]
 
         def one(u: Any, x: Leaf, d: AbstractDomain) -> Any:
+            if isinstance(d, Real) and not (d.log or d.constrained):
+                return u.astype(x.dtype)
             if isinstance(d, Real):
                 u = d.decode(_fold(u, *_ends(d, u)))
                 return d.clip(u.astype(x.dtype))
-            return d.clip(jnp.round(u)).astype(x.dtype)
+            return d.clip(here.asarray(here.round(u))).astype(x.dtype)
 
         return jtu.tree_map(one, treedef.unflatten(parts), self.like, self.domain)
 
@@ -70,17 +75,17 @@ class Genotype(eqx.Module):
         parts = jtu.tree_map(lambda x, y: jnp.broadcast_to(y, x.shape).ravel(), self.like, tree)
         return jnp.concatenate([jnp.zeros(0), *jtu.tree_leaves(parts)])
 
+    @functools.cached_property
+    def integers(self) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the greatest value of every coordinate that is a whole number; NaN for the others."""
 
-def integers(genotype: Genotype) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest value of every coordinate that is a whole number; NaN for the others."""
+        def ends(x: Leaf, d: AbstractDomain) -> np.ndarray:
+            pair = (d.lo, d.hi) if isinstance(d, Integer) else (math.nan, math.nan)
+            return np.broadcast_to(np.array(pair)[:, None], (2, math.prod(x.shape)))
 
-    def ends(x: Leaf, d: AbstractDomain) -> np.ndarray:
-        pair = (d.lo, d.hi) if isinstance(d, Integer) else (math.nan, math.nan)
-        return np.broadcast_to(np.array(pair)[:, None], (2, math.prod(x.shape)))
-
-    parts = jtu.tree_leaves(jtu.tree_map(ends, genotype.like, genotype.domain))
-    least, greatest = np.concatenate(parts, 1) if parts else np.zeros((2, 0))
-    return least, greatest
+        parts = jtu.tree_leaves(jtu.tree_map(ends, self.like, self.domain))
+        least, greatest = np.concatenate(parts, 1) if parts else np.zeros((2, 0))
+        return least, greatest
 
 
 def check_ordered(owner: str, params: Params, domain: PyTree) -> None:
@@ -103,31 +108,33 @@ def _range(d: Any) -> Any:
     return float(d.hi - d.lo) if isinstance(d, Integer) else d.encode(d.hi) - d.encode(d.lo)
 
 
-def _ends(d: Real, like: Array) -> tuple[Any, Any, Any, Any]:
+def _ends(d: Real, like: Leaf) -> tuple[Any, Any, Any, Any]:
     """The bounds where steps are taken, and how near to each the parabola begins."""
-    lo, hi = (None if b is None else d.encode(jnp.asarray(b, like.dtype)) for b in (d.lo, d.hi))
-    most = jnp.inf if lo is None or hi is None else (hi - lo) / 2
-    below, above = (None if b is None else jnp.minimum(most, (1 + jnp.abs(b)) / 20) for b in (lo, hi))
+    here = namespace(like)
+    lo, hi = (None if b is None else d.encode(here.asarray(b, like.dtype)) for b in (d.lo, d.hi))
+    most = math.inf if lo is None or hi is None else (hi - lo) / 2
+    below, above = (None if b is None else here.minimum(most, (1 + here.abs(b)) / 20) for b in (lo, hi))
     return lo, hi, below, above
 
 
-def _fold(u: Array, lo: Any, hi: Any, a: Any, b: Any) -> Array:
+def _fold(u: Leaf, lo: Any, hi: Any, a: Any, b: Any) -> Leaf:
     """Inside `lo .. hi`. Mirrored at `lo - a` and `hi + b`, whose images are the bounds."""
-    low, high = (-jnp.inf if lo is None else lo + a), (jnp.inf if hi is None else hi - b)
+    here = namespace(u)
+    low, high = (-math.inf if lo is None else lo + a), (math.inf if hi is None else hi - b)
     inside, same = (u >= low) & (u <= high), u
     if lo is not None and hi is not None:
         turn = 2 * (hi + b - lo + a)
-        t = jnp.mod(u - (lo - a), turn)
-        u = lo - a + jnp.minimum(t, turn - t)
+        t = here.mod(u - (lo - a), turn)
+        u = lo - a + here.minimum(t, turn - t)
     elif lo is not None:
-        u = lo - a + jnp.abs(u - (lo - a))
+        u = lo - a + here.abs(u - (lo - a))
     elif hi is not None:
-        u = hi + b - jnp.abs(hi + b - u)
+        u = hi + b - here.abs(hi + b - u)
     if lo is not None:
-        u = jnp.where(u < lo + a, lo + (u - (lo - a)) ** 2 / (4 * a), u)
+        u = here.where(u < lo + a, lo + (u - (lo - a)) ** 2 / (4 * a), u)
     if hi is not None:
-        u = jnp.where(u > hi - b, hi - (u - (hi + b)) ** 2 / (4 * b), u)
-    return jnp.where(inside, same, u)  # far bounds would take its last digits
+        u = here.where(u > hi - b, hi - (u - (hi + b)) ** 2 / (4 * b), u)
+    return here.where(inside, same, u)  # far bounds would take its last digits
 
 
 def _unfold(x: Any, lo: Any, hi: Any, a: Any, b: Any) -> Array:

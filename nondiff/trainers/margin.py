@@ -1,5 +1,7 @@
 """Whole numbers under a Gaussian (Hamano, Saito, Nomura & Shirakawa, 2022, "CMA-ES with Margin: Lower-Bounding Marginal
-Probability for Mixed-Integer Black-Box Optimization", https://doi.org/10.1145/3512290.3528827).
+Probability for Mixed-Integer Black-Box Optimization", https://doi.org/10.1145/3512290.3528827), and the mean's share in
+it (Marty, Hansen, Auger, Semet & Heron, 2024, "LB+IC-CMA-ES: Two Simple Modifications of CMA-ES to Handle Mixed-Integer
+Problems", the second of them).
 
 As sigma shrinks, all members come to round to the same number, and the search ends there. The margin keeps a least
 probability of another one, alpha = 1 / (n population), by moving the mean and stretching that coordinate.
@@ -14,6 +16,23 @@ from jaxtyping import Float
 
 from nondiff.core.domain import Leaf
 from nondiff.core.exact import namespace
+
+
+def centred(
+    steps: Float[Leaf, "pop n"], mean: Float[Leaf, " n"], ends: tuple[np.ndarray, np.ndarray]
+) -> Float[Leaf, "pop n"]:
+    """Steps from the mean that end at the number itself where that is not the mean's own.
+
+    With a small sigma a member hardly gets across the line between two numbers; so the mean follows it to the other
+    side. Not at an end of the range, where the margin keeps the mean near that line, and every member that chance takes
+    across would move it. Sigma and the covariance learn from the steps as they were drawn.
+    """
+    least, greatest = ends
+    if not (least < greatest).any():
+        return steps
+    here, inside = namespace(mean), (mean > least + 0.5) & (mean <= greatest - 0.5)  # False for NaN
+    number = here.round(mean + steps)
+    return here.where(inside & (number != here.round(mean)), number - mean, steps)
 
 
 def with_margin(

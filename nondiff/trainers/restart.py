@@ -20,7 +20,7 @@ from nondiff.core import calls
 from nondiff.core.domain import AbstractDomain, Leaf, Real
 from nondiff.core.exact import exactly
 from nondiff.core.problem import Params
-from nondiff.core.query import Evaluation, Query, answers, queries
+from nondiff.core.query import Evaluation, Query, answers, evaluations
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_trainers
 from nondiff.core.tree import split_like
 from nondiff.trainers.schedules import IPOP, AbstractSchedule, Same, Try
@@ -68,8 +68,6 @@ class Restart(AbstractTrainer[_State]):
     - `tries`: how many starts at most, the first one included (default 10).
     - `on`: steps without a better loss that end a try, for trainers that never end by themselves, or earlier than they
       do; default `None`: only what `inner` says itself (`CMAES` does).
-    - `most`: evaluations in all (default `None`: no bound). Steps that failed altogether leave no trace in a state, and
-      do not count.
     - `begin`: a function of a key that gives the point where a try after the first begins. Default `None`: a uniform
       one for leaves with bounds on both sides, and where the first try began for the others.
 
@@ -97,7 +95,6 @@ class Restart(AbstractTrainer[_State]):
     schedule: AbstractSchedule = eqx.field(kw_only=True, default=IPOP())
     tries: int = eqx.field(kw_only=True, static=True, default=10)
     on: int | None = eqx.field(kw_only=True, static=True, default=None)
-    most: int | None = eqx.field(kw_only=True, static=True, default=None)
     begin: Callable[[Key[Array, ""]], Params] | None = eqx.field(kw_only=True, static=True, default=None)
     traceable: ClassVar[bool] = False
 
@@ -105,8 +102,6 @@ class Restart(AbstractTrainer[_State]):
         check_trainers("Restart", self.inner)
         check_count("Restart", "tries", self.tries)
         name = type(self.inner).__name__
-        if self.most is not None:
-            check_count("Restart", "most", self.most)
         if self.on is not None:
             check_count("Restart", "on", self.on)
         elif not self.inner.endings:
@@ -116,13 +111,12 @@ class Restart(AbstractTrainer[_State]):
 
     @property
     def endings(self) -> tuple[str, ...]:
-        return f"all {self.tries} tries have come to their ends", f"the budget of {self.most} evaluations was spent"
+        return (f"all {self.tries} tries have come to their ends",)
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
         k_try, k_size = jr.split(key)
         first = calls.ask(self.inner, calls.init(self.inner, params, domain, k_size), k_size)
-        population = sum(len(q) for q in queries(first))
-        counts = _Counts(population, 0, 0, np.zeros(2, int), 0, 0, 0)
+        counts = _Counts(evaluations(first), 0, 0, np.zeros(2, int), 0, 0, 0)
         return self._begin(params, params, domain, counts, k_try)
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> PyTree[Query]:
@@ -143,14 +137,10 @@ class Restart(AbstractTrainer[_State]):
         metrics = {**metrics, "tries": c.tries}
         over = trainer.ended(inner) or c.used >= state.now.most or (self.on is not None and since >= self.on)
         best = np.array(min(best, float(state.best)))
-        same = dataclasses.replace(state, inner=inner, counts=_arrays(c), best=best, done=np.array(int(bool(over))))
-        new = same
         if over and c.tries < self.tries:
-            point = self._point(state, k_point)
-            new = self._begin(point, state.start, state.domain, c, k_try)
-        if self.most is not None and c.spent.sum() + self._population(new) > self.most:
-            new = dataclasses.replace(same, done=np.array(2))
-        return new, metrics
+            return self._begin(self._point(state, k_point), state.start, state.domain, c, k_try), metrics
+        done = np.array(int(bool(over)))
+        return dataclasses.replace(state, inner=inner, counts=_arrays(c), best=best, done=done), metrics
 
     def params(self, state: _State) -> Params:
         return self.inner.params(state.inner)
