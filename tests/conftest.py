@@ -1,12 +1,17 @@
-"""One thread for each test process: bits are tested so, and two processes share the cores better."""
+"""One thread for each test process, since bits are tested so and two processes share the cores better; and what is
+compiled is kept, for the other tests and for the next run.
+"""
 
 import os
+import pathlib
 
 os.environ["NPROC"] = "1"  # XLA takes it for the number of cores; its flags for threads do not reach a matrix product
+# Most of the time is compilation, and half of that is of programs that another test has, too.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.03"
 
 import gc
 import itertools
-import pathlib
 
 import jax
 import pytest
@@ -23,6 +28,15 @@ def few_compiled():
     if next(FINISHED) % 10 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """For tests that spend most of their time in the compiler, and do not depend on how well it optimises."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.fixture

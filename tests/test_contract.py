@@ -10,6 +10,8 @@ from helpers import ESTIMATORS, EVALUATORS, FOR_STEADY_LOSSES, PROBLEMS, TRAINER
 import nondiff as nd
 from nondiff.testing import check_estimator, check_evaluator, check_problem, check_trainer, count_compilations
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_trainer(name: str) -> None:

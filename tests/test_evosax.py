@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import evosax.algorithms
@@ -71,13 +71,7 @@ def finite(tree: Any) -> list[np.ndarray]:
     return [np.isfinite(x) for x in jtu.tree_leaves(tree)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly() -> Iterator[None]:
-    """Most of the time here is the compiler's, and nothing that is tested depends on how well it optimises."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @every(ALGORITHMS, quick={"Open_ES"})  # two more are in the list of helpers.py
