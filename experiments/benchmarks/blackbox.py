@@ -23,8 +23,8 @@ With `--part time`, a whole generation on a sphere (sample, evaluate, update), o
 turn is a new search of so many generations; medians over the turns, which the libraries take one after another. nondiff
 is what `fit` does for a function in NumPy, in pieces; `nondiff x64` is one compiled step, as where JAX has 64 bits.
 
-Result: docs/blackbox.md. Cost: pycma takes 5 minutes without Rastrigin in 40 dimensions, which takes it more
-than 15; COCO in 5 dimensions takes pycma a minute, the time takes all of them 3.
+Result: docs/blackbox.md. Cost: pycma takes 5 minutes without Rastrigin in 40 dimensions, which takes it 7; COCO in 5
+dimensions takes pycma a minute, the time takes all of them 3.
 """
 
 import dataclasses

@@ -90,11 +90,13 @@ class Real(AbstractDomain):
 
     def encode(self, x: Leaf) -> Leaf:
         """To the scale on which steps are taken."""
-        return namespace(x).asarray(namespace(x).log(x)) if self.log else x
+        here = namespace(x)
+        return here.asarray(here.log(x)) if self.log else x
 
     def decode(self, u: Leaf) -> Leaf:
         """Back from that scale, inside the bounds."""
-        return self.clip(namespace(u).asarray(namespace(u).exp(u)) if self.log else u)
+        here = namespace(u)
+        return self.clip(here.asarray(here.exp(u)) if self.log else u)
 
     def clip(self, x: Leaf) -> Leaf:
         here = namespace(x)
@@ -117,6 +119,11 @@ class Real(AbstractDomain):
             scale = scale * (self.encode(self.hi) - self.encode(self.lo))
         step = scale * jr.normal(key, x.shape)
         return self.decode(self.encode(x) + step.astype(x.dtype))
+
+
+def _between(x: Leaf, lo: int, hi: int) -> Leaf:
+    here = namespace(x)
+    return here.asarray(here.clip(x, lo, hi))
 
 
 class _Discrete(AbstractDomain):
@@ -157,7 +164,7 @@ class Integer(_Discrete):
         return self.lo, self.hi
 
     def clip(self, x: Leaf) -> Leaf:
-        return namespace(x).asarray(namespace(x).clip(x, self.lo, self.hi))
+        return _between(x, self.lo, self.hi)
 
     def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
         del scale
@@ -190,7 +197,7 @@ class Categorical(_Discrete):
         return 0, self.n - 1
 
     def clip(self, x: Leaf) -> Leaf:
-        return namespace(x).asarray(namespace(x).clip(x, 0, self.n - 1))
+        return _between(x, 0, self.n - 1)
 
     def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
         del scale
