@@ -2,6 +2,7 @@
 
 from . import arrays as arrays
 from . import core as core
+from . import distributed as distributed
 from . import estimators as estimators
 from . import evaluators as evaluators
 from . import launch as launch
@@ -42,8 +43,10 @@ from .estimators import SuccessLikelihood as SuccessLikelihood
 from .estimators import Tabulate as Tabulate
 from .estimators import through as through
 from .evaluators import Host as Host
+from .evaluators import Ray as Ray
 from .evaluators import Vmap as Vmap
 from .problems import BlackBox as BlackBox
+from .problems import Gym as Gym
 from .problems import Supervised as Supervised
 from .run.callback import AbstractCallback as AbstractCallback
 from .run.callback import Moment as Moment

@@ -55,6 +55,7 @@ WITH_GRADIENT = {"backprop", "backprop_samples", "memetic", "split"}
 
 EVALUATORS: dict[str, nd.AbstractEvaluator] = {
     "host": nd.Host(chunk=5),
+    "ray": nd.Ray(workers=1, chunk=5),
     "vmap": nd.Vmap(),
     "vmap_4": nd.Vmap(chunk=4),
 }
@@ -106,6 +107,12 @@ PROBLEMS: dict[str, nd.AbstractProblem] = {
     "black_box_vectorized": nd.BlackBox(
         lambda p: jnp.sum(p["a"] ** 2, 1) + jnp.sum(p["b"]["w"] ** 2, (1, 2)), start(), vectorized=True
     ),
+    "gym": nd.Gym(
+        "Pendulum-v1",
+        lambda params, o: jnp.tanh(params["b"]["w"] @ o)[:1] + params["a"][:1] * o[2],
+        params=start(),
+        steps=10,
+    ),
     "supervised": nd.Supervised(_regression, _rows(20), params=start(), batch_size=8),
     "supervised_all": nd.Supervised(_regression, _rows(8), params=lambda key: start()),
     "opaque": nd.Supervised(
@@ -119,4 +126,4 @@ def possible(trainer: str, problem: str, evaluator: str = "vmap") -> bool:
     host = not PROBLEMS[problem].traceable
     if host and EVALUATORS[evaluator].traceable:
         return False
-    return not (trainer in WITH_GRADIENT and (host or not EVALUATORS[evaluator].traceable))
+    return not (trainer in WITH_GRADIENT and (host or not EVALUATORS[evaluator].gradients))

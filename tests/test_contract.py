@@ -1,5 +1,7 @@
 """Every trainer, problem, evaluator and estimator keeps the contract: lists x lists."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
@@ -23,7 +25,13 @@ def test_problem(name: str) -> None:
     check_problem(PROBLEMS[name])
 
 
-@pytest.mark.parametrize("name", EVALUATORS)
+def together(*names: str) -> Any:
+    """One process tests all of Ray: its workers are processes, too."""
+    marks = [pytest.mark.xdist_group("ray")] if "ray" in names else []
+    return pytest.param(*names, marks=marks)
+
+
+@pytest.mark.parametrize("name", [together(name) for name in EVALUATORS])
 def test_evaluator(name: str) -> None:
     check_evaluator(EVALUATORS[name])
 
@@ -57,12 +65,12 @@ EVERY_PROBLEM = [x for x in ALL if x[0] == "open_es" and x[1] != "supervised" an
 USUAL = EVERY_TRAINER_ON_EVERY_EVALUATOR + EVERY_PROBLEM
 
 
-@pytest.mark.parametrize(("trainer", "problem", "evaluator"), USUAL)
+@pytest.mark.parametrize(("trainer", "problem", "evaluator"), [together(*x) for x in USUAL])
 def test_run(trainer: str, problem: str, evaluator: str) -> None:
     check_run(trainer, problem, evaluator)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("trainer", "problem", "evaluator"), [x for x in ALL if x not in USUAL])
+@pytest.mark.parametrize(("trainer", "problem", "evaluator"), [together(*x) for x in ALL if x not in USUAL])
 def test_run_product(trainer: str, problem: str, evaluator: str) -> None:
     check_run(trainer, problem, evaluator)

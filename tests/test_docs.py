@@ -45,7 +45,7 @@ def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
 @each_page
 def test_python_blocks_run_and_print_what_they_say(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # for the folders that they name
-    module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
+    module = types.ModuleType("__main__")  # as where a user types it
     monkeypatch.setitem(sys.modules, module.__name__, module)  # a class looks its module up
     for line, source in blocks(page, "python"):
         code = compile("\n" * (line - 1) + source, str(page), "exec")

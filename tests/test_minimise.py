@@ -175,7 +175,7 @@ def test_any_trainer_serves() -> None:
             r"\(evaluations=3\)`: one step of `Genetic` makes 8",
         ),
         ({"evaluations": 0}, r"`minimise\(evaluations=0\)`: expected a whole number of at least 1"),
-        ({"workers": 2}, r"`minimise\(workers=2\)`"),
+        ({"workers": -1}, r"`minimise\(workers=-1\)`"),
         ({"domain": Integer(0, 3)}, r"`params` is float32, and its domain is `Integer`"),
     ],
 )

@@ -2,17 +2,21 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from nondiff.core.chunk import fitting
+from nondiff.core.exact import exactly, is_exact
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Query
+from nondiff.core.tree import is_arrayish
 
 
 class AbstractEvaluator(eqx.Module):
@@ -26,6 +30,18 @@ class AbstractEvaluator(eqx.Module):
     @abc.abstractmethod
     def evaluate(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> PyTree[Evaluation]:
         """The answers to all queries of a step at once, so that they may overlap; a tree like `query`."""
+
+    @property
+    def gradients(self) -> bool:
+        """Does it answer queries that want one?"""
+        return self.traceable
+
+    def part(self, problem: AbstractProblem, query: Query, batch: Batch, start: Any, size: int) -> Evaluation:
+        """Members `start .. start + size - 1` of one query, without sums: what a far worker does for `Ray`, with the
+        bits that these members have in `evaluate`.
+        """
+        del problem, query, batch, start, size
+        raise TypeError(f"`{type(self).__name__}` does not evaluate a part of a population.")
 
     def chunks(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> list[int]:
         """How many members of each query exist at once, from shapes alone; it decides the last bits, so a run keeps it.
@@ -62,9 +78,13 @@ def measure(problem: AbstractProblem, query: Query, batch: Batch, drawn: PyTree,
     return Evaluation(loss, penalty, value if wants.cases else None, gradient, aux=aux)
 
 
-def sweep(problem: AbstractProblem, query: Query, batch: Batch, *, chunk: int | None = None) -> Evaluation:
-    """Every member, `chunk` at a time, under `jit`. `chunk` is part of the experiment: another width, other bits."""
-    query = dataclasses.replace(query, population=query.population.hoisted())
+def sweep(
+    problem: AbstractProblem, query: Query, batch: Batch, *, chunk: int | None = None, held: bool | None = None
+) -> Evaluation:
+    """Every member, `chunk` at a time, under `jit`. `chunk` is part of the experiment: another width, other bits; and
+    so is whether all draws are held, or made again chunk by chunk.
+    """
+    query = dataclasses.replace(query, population=query.population.hoisted(held))
     chunk = chunk_of(problem, query, batch) if chunk is None else chunk
     population, n = query.population, len(query)
 
@@ -85,6 +105,16 @@ def sweep(problem: AbstractProblem, query: Query, batch: Batch, *, chunk: int | 
         count = jnp.maximum(jnp.sum(jnp.isfinite(answer.loss)), 1)
         answer = dataclasses.replace(answer, gradient=jtu.tree_map(lambda g: g / count.astype(g.dtype), total))
     return weigh(query, answer, chunk=chunk)
+
+
+def chunks_of(
+    problem: AbstractProblem, evaluator: AbstractEvaluator, query: PyTree[Query], batch: Batch
+) -> tuple[int, ...]:
+    """`evaluator.chunks` of arrays or of shapes alone; what it traces is dropped."""
+    dynamic, static = eqx.partition((problem, query, batch), is_arrayish)
+    found: list[int] = []
+    jax.eval_shape(lambda dynamic: found.extend(evaluator.chunks(*eqx.combine(dynamic, static))), dynamic)
+    return tuple(found)
 
 
 def chunk_of(problem: AbstractProblem, query: Query, batch: Batch) -> int:
@@ -127,9 +157,39 @@ def _sum_over_finite(answer: Evaluation) -> PyTree:
     return jtu.tree_map(add, answer.gradient)
 
 
+def part(problem: AbstractProblem, query: Query, batch: Batch, start: Any, size: int) -> Evaluation:
+    """One chunk of `sweep`, alone; without sums."""
+    population = query.population
+    held = population.sampler.hoist(population.shared, population.each)  # of all of them, as where they are together
+    keys = jax.lax.dynamic_slice_in_dim(query.keys, start, size)
+    query = dataclasses.replace(query, population=population.span(start, size), keys=keys, weigh=None)
+    return sweep(problem, query, batch, chunk=size, held=held)
+
+
 def weigh(query: Query, answer: Evaluation, *, chunk: int) -> Evaluation:
     """The answer with the weighted sums that the query asks for."""
     if query.weigh is None:
         return answer
-    weights = query.weigh(jnp.asarray(answer.total))
-    return dataclasses.replace(answer, sums=query.population.sums(weights, chunk=chunk))
+    return dataclasses.replace(answer, sums=query.population.sums(_weights(query, answer), chunk=chunk))
+
+
+def _weights(query: Query, answer: Evaluation) -> Array:
+    assert query.weigh is not None
+    return query.weigh(jnp.asarray(answer.total))
+
+
+_weigh_apart, _weights_apart = exactly(weigh), exactly(_weights)
+
+
+def together(
+    query: Query, parts: list[Evaluation], *, chunk: int, sums: Callable[[Array], PyTree] | None = None
+) -> Evaluation:
+    """The answer to a query from those to its chunks, which are NumPy's arrays; `sums` of the weights, if not here."""
+    answer = jtu.tree_map(lambda *xs: np.concatenate(xs), *parts)
+    aux = jtu.tree_map(jnp.asarray, answer.aux)
+    if not is_exact(answer.loss):
+        answer = jtu.tree_map(jnp.asarray, answer)
+    answer = dataclasses.replace(answer, aux=aux)
+    if query.weigh is None or sums is None:
+        return answer if query.weigh is None else _weigh_apart(query, answer, chunk=chunk)
+    return dataclasses.replace(answer, sums=sums(_weights_apart(query, answer)))

@@ -108,9 +108,9 @@ class Population:
 
         return jax.vmap(one)(jtu.tree_map(lambda x: x[indices], self.each))
 
-    def hoisted(self) -> "Population":
-        """The same members, whose `each` holds their draws, if the sampler allows it."""
-        if not self.sampler.hoist(self.shared, self.each):
+    def hoisted(self, held: bool | None = None) -> "Population":
+        """The same members, whose `each` holds their draws, if the sampler allows it, or as `held` says."""
+        if not (self.sampler.hoist(self.shared, self.each) if held is None else held):
             return self
         # Behind a barrier, or XLA draws again wherever the numbers are used.
         return Population(self.shared, barrier(self.sampler.draws(self.shared, self.each)), _Drawn(self.sampler))
@@ -119,16 +119,12 @@ class Population:
         """The weighted sums of the sampler: at once if its draws are held, else chunk by chunk in the order of their
         numbers; so always the same bits.
         """
-        population = self.hoisted()
-        sampler, shared, n = population.sampler, population.shared, len(self)
+        population, n = self.hoisted(), len(self)
 
         def partial(start: Any, size: int) -> PyTree:
-            part = population.span(start, size)
-            return sampler.sums(
-                shared, sampler.draws(shared, part.each), jax.lax.dynamic_slice_in_dim(weights, start, size)
-            )
+            return population.part_sums(start, jax.lax.dynamic_slice_in_dim(weights, start, size))
 
-        if isinstance(sampler, _Drawn) or chunk >= n:
+        if isinstance(population.sampler, _Drawn) or chunk >= n:
             return partial(0, n)
         whole, rest = divmod(n, chunk)
 
@@ -141,6 +137,11 @@ class Population:
         if rest:
             total = jtu.tree_map(jnp.add, total, partial(whole * chunk, rest))
         return total
+
+    def part_sums(self, start: Any, weights: Float[Array, " chunk"]) -> PyTree:
+        """What the members from `start` on, one for each weight, add to `sums`."""
+        part = self.span(start, weights.shape[0])
+        return part.sampler.sums(part.shared, part.sampler.draws(part.shared, part.each), weights)
 
 
 class _Drawn(AbstractSampler):

@@ -11,6 +11,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 
+def is_arrayish(x: Any) -> bool:
+    """Has it a shape and a dtype? An array, or what stands for one."""
+    return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
+
+
 def is_none(x: Any) -> bool:
     """For `is_leaf`: visit the leaves that belong to somebody else, too."""
     return x is None

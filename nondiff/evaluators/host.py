@@ -9,8 +9,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from nondiff.core.evaluator import AbstractEvaluator, weigh
-from nondiff.core.exact import exactly, is_exact
+from nondiff.core.evaluator import AbstractEvaluator, together
+from nondiff.core.exact import exactly
 from nondiff.core.population import Population
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Quadratic, Query, map_queries, penalty, queries
@@ -45,6 +45,9 @@ class Host(AbstractEvaluator):
         batch = _numpy(batch)
         return map_queries(lambda q: _answer(self.chunk, problem, q, batch), query)
 
+    def part(self, problem: AbstractProblem, query: Query, batch: Batch, start: Any, size: int) -> Evaluation:
+        return _part(problem, query, _numpy(batch), int(start), size)
+
     def chunks(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> list[int]:
         del problem, batch
         return [self.chunk for _ in queries(query)]
@@ -56,16 +59,12 @@ def _answer(chunk: int, problem: AbstractProblem, query: Query, batch: Batch) ->
             f"`Host` was asked for a gradient of `{type(problem).__name__}`; it only knows losses. Use `Vmap()` if "
             "JAX can trace the problem, or a trainer that needs no gradient: `OpenES`, `Genetic`."
         )
-    parts = [_part(chunk, problem, query, batch, i) for i in range(0, len(query), chunk)]
-    loss, penalty, cases, aux = jtu.tree_map(lambda *xs: np.concatenate(xs), *parts)
-    if not is_exact(query):
-        loss, penalty, cases = jtu.tree_map(jnp.asarray, (loss, penalty, cases))
-    answer = Evaluation(loss, penalty, cases, aux=jtu.tree_map(jnp.asarray, aux))
-    return answer if query.weigh is None else _weigh(query, answer, chunk)
+    n = len(query)
+    parts = [_part(problem, query, batch, i, min(chunk, n - i)) for i in range(0, n, chunk)]
+    return together(query, parts, chunk=chunk)
 
 
-def _part(chunk: int, problem: AbstractProblem, query: Query, batch: Batch, start: int) -> tuple[Any, ...]:
-    n = min(chunk, len(query) - start)
+def _part(problem: AbstractProblem, query: Query, batch: Batch, start: int, n: int) -> Evaluation:
     # A power of two of them is built, whatever the population: other sizes would compile anew.
     rows = start + np.minimum(np.arange(1 << (n - 1).bit_length()), n - 1)
     built = _members(query.population.rows(rows), query.quadratic)
@@ -82,16 +81,13 @@ def _part(chunk: int, problem: AbstractProblem, query: Query, batch: Batch, star
     if query.wants.cases and value.ndim == 1:
         raise ValueError(f"the trainer asks for a loss per case; `{type(problem).__name__}` gives one per member.")
     loss = value if value.ndim == 1 else value.mean(1)
-    return loss, added, value if query.wants.cases else None, aux
+    return Evaluation(loss, added, value if query.wants.cases else None, aux=aux)
 
 
 @exactly
 def _members(population: Population, quadratic: tuple[Quadratic, ...]) -> tuple[PyTree, Array]:
     members = population.take(jnp.arange(len(population)))
     return members, jax.vmap(lambda member: penalty(quadratic, member))(members)
-
-
-_weigh = exactly(lambda query, answer, chunk: weigh(query, answer, chunk=chunk))
 
 
 def _numpy(tree: PyTree) -> PyTree:

@@ -1,11 +1,11 @@
 """Candidates side by side on this process's device, `chunk` at a time, inside the compiled step."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 from jaxtyping import PyTree
 
-from nondiff.core.evaluator import AbstractEvaluator, chunk_of, sweep
+from nondiff.core.evaluator import AbstractEvaluator, chunk_of, part, sweep
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Query, map_queries, queries
 from nondiff.core.trainer import check_count
@@ -39,6 +39,9 @@ class Vmap(AbstractEvaluator):
 
     def evaluate(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> PyTree[Evaluation]:
         return map_queries(lambda q: sweep(problem, q, batch, chunk=self.chunk), query)
+
+    def part(self, problem: AbstractProblem, query: Query, batch: Batch, start: Any, size: int) -> Evaluation:
+        return part(problem, query, batch, start, size)
 
     def chunks(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> list[int]:
         return [self.chunk or chunk_of(problem, q, batch) for q in queries(query)]

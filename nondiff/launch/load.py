@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -50,6 +51,8 @@ def load(path: Path, name: str) -> ModuleType:
         if isinstance(error, ModuleNotFoundError) and is_missing(error):
             raise
         raise Refusal(f"{name} could not be loaded.\n{_short_traceback(error, path)}") from error
+    with contextlib.suppress(ImportError):  # it comes with Ray, whose workers cannot import a file by this name
+        importlib.import_module("cloudpickle").register_pickle_by_value(module)
     return module
 
 

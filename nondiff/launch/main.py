@@ -16,6 +16,7 @@ COMMANDS = {
     "resume": ("nondiff.launch.resume:resume", "go on with a run that ended early"),
     "list": ("nondiff.launch.list:list_runs", "the runs so far, the newest last"),
     "show": ("nondiff.launch.show:show_run", "all about one run"),
+    "replay": ("nondiff.launch.replay:replay", "evaluate what failed on every worker, here"),
     "doctor": ("nondiff.launch.doctor:doctor", "what is installed, what is slow, what is promised here"),
 }
 """Each command's function, imported only to run it, and a line of help."""

@@ -16,7 +16,7 @@ from nondiff.launch.answer import answered
 from nondiff.launch.load import load, on_path
 from nondiff.launch.output import as_json
 from nondiff.launch.refusal import Refusal
-from nondiff.launch.run import made, parse
+from nondiff.launch.run import elsewhere, made, parse
 from nondiff.launch.runs import find_run
 from nondiff.launch.train import checkpointer, log, logged, train
 from nondiff.run.checkpoint import CheckpointError, differences, flat
@@ -43,9 +43,10 @@ def resume(arguments: Sequence[str]) -> int:
             steps, path = _steps(directory, options.steps), _file(directory)
             with on_path(path.parent):
                 module = load(path, str(path))
-                config, _ = parse(module, str(path), asked["arguments"])
+                config, settings = parse(module, str(path), asked["arguments"])
                 _compare(directory, config, options.inexact)
                 experiment = dataclasses.replace(made(module, str(path), config), steps=steps)
+                experiment = elsewhere(experiment, settings)
                 saver = checkpointer(directory, config, asked["seed"])
                 like = init(experiment.problem, experiment.trainer, key=jax.random.key(asked["seed"]))
                 start = saver.restore(like, exact=not options.inexact)

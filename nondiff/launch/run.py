@@ -14,10 +14,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from nondiff import evaluators
 from nondiff.launch.answer import answered
 from nondiff.launch.load import config_class, find, load, on_path
 from nondiff.launch.output import as_json
@@ -46,6 +47,10 @@ class Options:
     """The folder of the run, a new one. Default: runs/<experiment>/<time>-<digits>."""
     save: bool = True
     """Keep the run in that folder."""
+    evaluator: Literal["host", "ray", "vmap"] | None = None
+    """Where losses are computed. Default: as the experiment says."""
+    workers: int | None = None
+    """Processes that evaluate, with `--evaluator ray`. Default: as many as there are processors."""
     checkpoint_every: int | None = None
     """Steps between two checkpoints. Default: by time only."""
     checkpoint_minutes: float = 5.0
@@ -77,6 +82,7 @@ def run(arguments: Sequence[str]) -> int:
             config, options = parse(module, name, arguments[1:])
             seed = check_seed(options.seed if isinstance(options, SeededOptions) else config.seed)
             experiment = made(module, name, config)
+            experiment = elsewhere(experiment, options)
             log_every = _log_every(experiment)
             directory = None
             if options.run_dir is not None and not options.save:
@@ -99,6 +105,17 @@ def made(module: ModuleType, name: str, config: Any) -> Experiment:
     if not isinstance(experiment, Experiment):
         raise Refusal(f"{name}: `make` returned {experiment!r}; expected a `nondiff.Experiment`.")
     return experiment
+
+
+def elsewhere(experiment: Experiment, options: Options) -> Experiment:
+    """The experiment with the evaluator of the command line, if that names one."""
+    if options.workers is not None and options.evaluator != "ray":
+        raise Refusal("`--workers` is for `--evaluator ray`.", code=2)
+    if options.evaluator is None:
+        return experiment
+    evaluator = getattr(evaluators, options.evaluator.capitalize())
+    many = {} if options.workers is None else {"workers": options.workers}
+    return dataclasses.replace(experiment, evaluator=evaluator(**many))
 
 
 def _log_every(experiment: Experiment) -> int:

@@ -1,5 +1,6 @@
 """`minimise(f, x0)`: the one call for a black box."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from nondiff.core.domain import Categorical, Real, is_domain
 from nondiff.core.problem import Params
 from nondiff.core.step import init, keys
 from nondiff.core.trainer import AbstractTrainer, check_count
+from nondiff.evaluators import Ray
 from nondiff.problems import BlackBox
 from nondiff.run.callback import Moment, Stop
 from nondiff.run.fit import Result, checked_key, fit
@@ -55,12 +57,14 @@ def minimise(
     - `target`: stop as soon as the best value is at or below it.
     - `key`: `jax.random.key(seed)` (default seed 0: the same call gives the same answer).
     - `vectorized`: `f` takes many points, every leaf `[n, ...]`, and returns `[n]` numbers (default False).
-    - `workers`: 0, this process.
+    - `workers`: processes that evaluate, by `Ray` (default 0: this process does). Worth it from some 10 ms for a
+      point on; what `f` prints is not seen then.
 
     **Returns** a `Result`: `params` is the best point, `loss` its value, `evaluations` how many were made, `reason` why
     it ended.
 
-    **Raises** `ValueError` for a budget smaller than one step of the trainer, and for what `BlackBox` refuses.
+    **Raises** `ValueError` for a budget smaller than one step of the trainer, for a negative number of workers, and for
+    what `BlackBox` refuses.
 
     >>> import nondiff
     >>> def cost(x):  # any Python
@@ -72,8 +76,7 @@ def minimise(
     """
     if evaluations is not None:
         check_count("minimise", "evaluations", evaluations)
-    if workers != 0:
-        raise ValueError(f"`minimise(workers={workers!r})`: evaluation runs in this process only; use 0.")
+    check_count("minimise", "workers", workers, least=0)
     if target is not None and math.isnan(target):
         raise ValueError("`minimise(target=nan)`: expected a number; leave it out to spend the whole budget.")
     problem = BlackBox(f, x0, domain=domain, vectorized=vectorized, errors="raise" if vectorized else "fail")
@@ -95,7 +98,10 @@ def minimise(
     if not chosen.traceable:  # its populations may grow
         stop.append(_Budget(budget, spent))
     log_every = 1 if stop or not problem.traceable else max(1, steps // 100)
-    result = fit(problem, chosen, steps=steps, key=key, stop=stop, log_every=log_every, lost=LOST)
+    with Ray(workers) if workers else contextlib.nullcontext() as evaluator:
+        result = fit(
+            problem, chosen, steps=steps, key=key, evaluator=evaluator, stop=stop, log_every=log_every, lost=LOST
+        )
     loss = float(result.state.trainer.loss)
     reason = spent if result.reason == f"all {steps} steps done" else result.reason
     return dataclasses.replace(result, loss=loss, reason=reason, choice=choice)

@@ -11,12 +11,12 @@ import jax.tree_util as jtu
 from jax.extend.core import jaxprs_in_params
 from jaxtyping import PyTree
 
-from nondiff.core.evaluator import AbstractEvaluator
+from nondiff.core.evaluator import AbstractEvaluator, chunks_of
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Query, member_shape, queries
 from nondiff.core.step import TrainState, keys, step
 from nondiff.core.trainer import AbstractTrainer
-from nondiff.core.tree import is_none, map_named
+from nondiff.core.tree import is_arrayish, is_none, map_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +54,12 @@ def preflight(
     for query in asked:
         _check_gradient(problem, trainer, evaluator, query)
     if not problem.traceable:
-        return Plan(False, False, None, _chunks(problem, evaluator, question, batch))
+        return Plan(False, False, None, chunks_of(problem, evaluator, question, batch))
     if batch is None:
         batch = eqx.filter_eval_shape(problem.batch, state.problem, key=keys(state)[0])
     for query in asked:
         _check_loss(problem, query, batch)
-    chunks = _chunks(problem, evaluator, question, batch)
+    chunks = chunks_of(problem, evaluator, question, batch)
     if not (trainer.traceable and evaluator.traceable):
         return Plan(False, False, None, chunks)
     jaxpr, shapes, static = eqx.filter_make_jaxpr(step)(problem, trainer, evaluator, state, batch)
@@ -67,13 +67,6 @@ def preflight(
     _check_stable(f"{type(trainer).__name__}.tell", state.trainer, new.trainer)
     _check_stable(f"{type(problem).__name__}.absorb", state.problem, new.problem)
     return Plan(True, not any("callback" in primitive for primitive in _primitives(jaxpr.jaxpr)), metrics, chunks)
-
-
-def _chunks(problem: Any, evaluator: AbstractEvaluator, query: PyTree, batch: Any) -> tuple[int, ...]:
-    dynamic, static = eqx.partition((problem, query, batch), _is_arrayish)
-    found: list[int] = []
-    jax.eval_shape(lambda dynamic: found.extend(evaluator.chunks(*eqx.combine(dynamic, static))), dynamic)
-    return tuple(found)
 
 
 def _check_gradient(problem: Any, trainer: Any, evaluator: Any, query: Query) -> None:
@@ -84,7 +77,7 @@ def _check_gradient(problem: Any, trainer: Any, evaluator: Any, query: Query) ->
     missing = []
 
     def one(name: str, leaf: Any, possible: Any) -> None:
-        if leaf is not None and jnp.issubdtype(leaf.dtype, jnp.inexact) and not (possible and evaluator.traceable):
+        if leaf is not None and jnp.issubdtype(leaf.dtype, jnp.inexact) and not (possible and evaluator.gradients):
             missing.append(name)
 
     map_named(one, member, possible, is_leaf=is_none)
@@ -103,7 +96,7 @@ def _why(problem: AbstractProblem) -> str:
 
 def _check_loss(problem: AbstractProblem, query: Query, batch: Batch) -> None:
     member = eqx.combine(member_shape(query), query.others)
-    dynamic, static = eqx.partition((problem, member, batch, jax.random.key(0)), _is_arrayish)
+    dynamic, static = eqx.partition((problem, member, batch, jax.random.key(0)), is_arrayish)
 
     def loss(dynamic: PyTree) -> Any:
         problem, member, batch, key = eqx.combine(dynamic, static)
@@ -123,10 +116,6 @@ def _check_loss(problem: AbstractProblem, query: Query, batch: Batch) -> None:
         raise ValueError(
             f"the trainer asks for a loss per case, and `{name}.loss` returns one number; return `[cases]`."
         )
-
-
-def _is_arrayish(x: Any) -> bool:
-    return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
 
 
 def _primitives(jaxpr: Any) -> Iterator[str]:
@@ -149,5 +138,5 @@ def _check_stable(who: str, old: PyTree, new: PyTree) -> None:
 
 
 def _shapes(state: PyTree) -> dict[str, str]:
-    leaves = jtu.tree_flatten_with_path(eqx.filter(state, _is_arrayish))[0]
+    leaves = jtu.tree_flatten_with_path(eqx.filter(state, is_arrayish))[0]
     return {f"state{jtu.keystr(path)}": f"{x.dtype}{list(x.shape)}" for path, x in leaves}

@@ -20,7 +20,7 @@ def check_evaluator(evaluator: AbstractEvaluator) -> None:
 
     Its answers are compared with the members measured one by one: order, keys, penalties, cases, failures, weighted
     sums, the aux of the problem, populations of one and of a number that no chunk divides, several queries at once; and
-    gradients, if it is traceable.
+    gradients, if it gives them.
 
     >>> import nondiff
     >>> check_evaluator(nondiff.Vmap(chunk=4))
@@ -28,7 +28,7 @@ def check_evaluator(evaluator: AbstractEvaluator) -> None:
     problem = Parabola(noise=0.1)
     for size in (1, 2, 7, 33):
         for wants in (Wants(cases=True), Wants(gradient=True), Wants(mean_gradient=True)):
-            if (wants.gradient or wants.mean_gradient) and not evaluator.traceable:
+            if (wants.gradient or wants.mean_gradient) and not evaluator.gradients:
                 continue
             _check_answer(evaluator, problem, _query(size, wants))
     both = {"a": _query(5, Wants()), "b": _query(3, Wants())}

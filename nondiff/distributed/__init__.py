@@ -1,0 +1,1 @@
+"""What it takes to evaluate on other processes and machines: `nondiff.Ray` puts it together."""

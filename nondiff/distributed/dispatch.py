@@ -1,0 +1,287 @@
+"""One step's chunks on the workers: whoever is free takes the next, and nothing depends on who took which.
+
+An answer is placed by the number of its chunk. A worker that dies or hangs is replaced, and its chunk begun again; a
+chunk that is late is begun a second time beside the first, and the first answer counts: both have the same bits.
+"""
+
+import dataclasses
+import logging
+import warnings
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+from nondiff.distributed.failure import ChunkError, NotDeterministic, same_bits, save
+from nondiff.distributed.pool import Call, Member, Pool, now
+from nondiff.distributed.worker import Answer, Chunk
+
+log = logging.getLogger("nondiff")
+LATE, LEAST_LATE = 3.0, 0.25
+"""A chunk is begun a second time after so many times the usual, and not before so many seconds."""
+STARTING = 300.0
+"""Seconds without any worker, or with `verify` without two, after which a run ends."""
+HUNG, LEAST_HUNG, COMPILING = 30.0, 10.0, 600.0
+"""A worker hangs after so many times the usual, and not before so many seconds; while it compiles, or while nothing is
+known of the usual, after so many.
+"""
+
+
+STILLBORN = 5
+"""Workers that die as they start, for each one that is wanted, after which a run ends."""
+SHORT = 0.01
+"""Seconds of work that a worker is given at once, where chunks are shorter."""
+PATIENCE = 0.2
+"""Seconds between two looks at who hangs."""
+MANY = 8
+"""Workers, above which all answers that are there are taken at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What a user may say of faults."""
+
+    deadline: int | float | None
+    """Seconds for a chunk; `None`: from the usual."""
+    tries: int
+    verify: bool
+    failures: str
+    """The folder where a chunk that fails on every try is saved."""
+    drop: int | float
+    """The share of chunks that a step may go without."""
+
+
+class Sent(NamedTuple):
+    """What every worker needs, or references to it; the number of its code, and the problem's name."""
+
+    number: int
+    code: Any
+    arrays: Any
+    problem: str
+
+
+class Dispatch:
+    """`weights`: a reference, if sums are wanted instead of losses; `without`: chunks that nobody is to evaluate."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        rules: Rules,
+        step: int,
+        sent: Sent,
+        chunks: Sequence[Chunk],
+        *,
+        weights: Any = None,
+        without: Collection[int] | None = None,
+    ):
+        self.pool, self.rules, self.step, self.sent, self.chunks = pool, rules, step, sent, chunks
+        self.weights, self.kind = weights, (sent.number, weights is not None)
+        self.may_drop = int(rules.drop * len(chunks)) if weights is None and without is None else 0
+        self.waiting = deque(i for i in range(len(chunks)) if i not in (without or ()))
+        self.wanted, self.needed = tuple(self.waiting), 2 if rules.verify else 1
+        self.missing = set(self.wanted)
+        self.alone: set[int] = set()
+        self.found: dict[int, list[tuple[Member, Answer]]] = {i: [] for i in range(len(chunks))}
+        self.causes: dict[int, list[tuple[str, str]]] = {i: [] for i in range(len(chunks))}
+        if rules.verify:
+            self.waiting.extend(self.wanted)
+        self.enough_at = self.looked = now()
+        self._hand_out()
+
+    def run(self) -> list[Answer | None]:
+        """The answers in the order of the chunks; `None` for those that are dropped."""
+        while not self._enough():
+            self._hand_out()
+            self._wait()
+            self._check_anyone()
+        if self.rules.verify:
+            self._compare()
+        return [found[0][1] if (found := self.found[i]) else None for i in range(len(self.chunks))]
+
+    def _enough(self) -> bool:
+        if not self.missing or len(self.missing) > self.may_drop:
+            return not self.missing
+        late = {i for call in self._late() for i in call.places}
+        answered = {self.chunks[i].query for i in self.wanted if self.found[i]}
+        return late >= self.missing and answered == {chunk.query for chunk in self.chunks}
+
+    def _hand_out(self) -> None:
+        idle = [m for m in self.pool.members if m.ready is None and m.call is None]
+        for member in idle:
+            places = self._next(member)
+            if places:
+                self._begin(member, places)
+
+    def _next(self, member: Member) -> list[int]:
+        """Chunks for this worker: several if they are short, since a call takes a millisecond or two by itself."""
+        usual, share = self.pool.usual(self.kind), -(-len(self.chunks) // max(len(self.pool.members), 1))
+        most = 1 if usual is None else max(1, min(share, int(SHORT / max(usual, 1e-6))))
+        places: list[int] = []
+        for _ in range(len(self.waiting)):
+            i = self.waiting.popleft()
+            if any(member is by for by, _ in self.found[i]):
+                self.waiting.append(i)  # for another worker
+            elif places and (i in self.alone or self._kind(i) != self._kind(places[0])):
+                self.waiting.appendleft(i)
+                break
+            elif i in self.missing:
+                places.append(i)
+                if len(places) == most or i in self.alone:
+                    break
+        if places or self.waiting or self.rules.verify:
+            return places
+        for call in sorted(self._late(), key=lambda c: c.since):
+            for i in call.places:
+                if i in self.missing and sum(i in c.places for c in self._calls()) == 1:
+                    return [i]
+        return []
+
+    def _kind(self, i: int) -> tuple[Any, int, int]:
+        return self.kind, self.chunks[i].query, self.chunks[i].size
+
+    def _late(self) -> list[Call]:
+        usual = self.pool.usual(self.kind)
+        if usual is None:
+            return []
+        calls = [c for c in self._calls() if not c.warm]
+        return [c for c in calls if now() - c.since > max(LATE * usual * len(c.places), LEAST_LATE)]
+
+    def _calls(self) -> list[Call]:
+        return [m.call for m in self.pool.members if m.call is not None and m.call.step == self.step]
+
+    def _begin(self, member: Member, places: list[int]) -> None:
+        """A worker gets ready for a kind of chunk first: a deadline is for what a user wrote, not for a compiler."""
+        number, actor, kind = self.sent.number, member.actor, self._kind(places[0])
+        shared = () if member.step == self.step else (self.sent.arrays, self.weights)
+        member.step = self.step
+        warm = None if kind in member.known else kind
+        if warm:
+            ref = actor.warm.remote(number, self.sent.code, self.chunks[places[0]], *shared)
+        else:
+            ref = actor.answer.remote(number, [self.chunks[i] for i in places], *shared)
+        member.call = Call(self.step, places, self.kind, ref, now(), warm)
+
+    def _wait(self) -> None:
+        import ray
+
+        members = {m.ready or m.call.ref: m for m in self.pool.members if m.ready or m.call}  # pyright: ignore
+        done, _ = ray.wait(list(members), num_returns=1, timeout=PATIENCE)
+        if len(members) > MANY:
+            done, _ = ray.wait(list(members), num_returns=len(members), timeout=0)
+        for ref in done:
+            member = members[ref]
+            if member.ready is None:
+                self._take(member)
+            else:
+                self._welcome(member)
+        if now() - self.looked < PATIENCE:
+            return
+        self.looked = now()
+        for member in list(self.pool.members):
+            if member.call is not None and now() - member.call.since > self._deadline(member.call):
+                self._failed(member, f"no answer within {self._deadline(member.call):.3g} s")
+
+    def _check_anyone(self) -> None:
+        if sum(m.ready is None for m in self.pool.members) >= self.needed:
+            self.enough_at = now()
+        elif now() - self.enough_at > STARTING:
+            raise RuntimeError(
+                f"`Ray`: not {self.needed} of the workers are there for {STARTING:.0f} s now. {self.pool.wanted()} Is "
+                "the cluster too small, or busy with something else?"
+            )
+
+    def _deadline(self, call: Call) -> int | float:
+        usual = self.pool.usual(call.kind)
+        if call.warm:
+            return COMPILING
+        if self.rules.deadline:
+            return self.rules.deadline * len(call.places)
+        return COMPILING if usual is None else max(HUNG * usual * len(call.places), LEAST_HUNG)
+
+    def _welcome(self, member: Member) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            member.pid, member.ready = ray.get(member.ready), None
+            self.pool.stillborn = 0
+        except RayError as error:
+            self.pool.replace(member)
+            self.pool.stillborn += 1
+            if self.pool.stillborn > STILLBORN * len(self.pool.members):
+                raise RuntimeError(f"`Ray`: workers die as soon as they start: {error}") from None
+
+    def _take(self, member: Member) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        call = member.call
+        assert call is not None
+        try:
+            found: Any = ray.get(call.ref)
+        except RayError as error:
+            self._failed(member, f"its worker died ({_short(error)})")
+            return
+        member.call = None
+        answers: list[Answer] = [found] if call.warm else found
+        for text in {text: None for answer in answers for text in answer.warned}:
+            warnings.warn(text, stacklevel=2)
+        if call.warm and not answers[0].error:
+            member.known.add(call.warm)
+        for answer in answers:
+            if not call.warm and not answer.error:
+                self.pool.took(call.kind, answer.seconds)
+        if call.step != self.step:
+            return
+        if call.warm and not answers[0].error:
+            self.waiting.extendleft(reversed(call.places))
+            return
+        for i, answer in zip(call.places, answers, strict=False):
+            if answer.error:
+                self._blame(i, answer.error, answer.trace)
+            else:
+                self._found(member, i, answer)
+        self.waiting.extend(call.places[len(answers) :])  # it could not get ready for any of them
+
+    def _found(self, member: Member, i: int, answer: Answer) -> None:
+        self.found[i].append((member, answer))
+        if len(self.found[i]) >= self.needed:
+            self.missing.discard(i)
+
+    def _failed(self, member: Member, cause: str) -> None:
+        """The worker's fault, or that of a chunk: if it was at several, each is tried alone before one is blamed."""
+        call = member.call
+        here = call is not None and call.step == self.step
+        what = ", ".join(str(self.chunks[i]) for i in call.places) if call and here else "an earlier step"
+        log.warning("%s, process %d: %s; another one takes its place", what, member.pid, cause)
+        self.pool.replace(member)
+        if call is None or not here:
+            return
+        if len(call.places) == 1:
+            self._blame(call.places[0], cause, "")
+        else:
+            self.alone.update(call.places)
+            self.waiting.extendleft(reversed(call.places))
+
+    def _blame(self, i: int, cause: str, trace: str) -> None:
+        if i not in self.missing:
+            return
+        self.causes[i].append((cause, trace))
+        if len(self.causes[i]) >= self.rules.tries:
+            raise ChunkError(self.chunks[i], self.causes[i], self._saved(i))
+        self.waiting.appendleft(i)
+
+    def _saved(self, i: int) -> str:
+        import ray
+
+        code, arrays = (ray.get(x) if isinstance(x, ray.ObjectRef) else x for x in (self.sent.code, self.sent.arrays))
+        return save(self.rules.failures, code, arrays, self.chunks[i])
+
+    def _compare(self) -> None:
+        for i, found in self.found.items():
+            (_, a), (_, b) = found[:2]
+            if not same_bits(a, b):
+                raise NotDeterministic(self.sent.problem, self.chunks[i], a, b)
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"
