@@ -95,6 +95,22 @@ def test_blackbox_time() -> None:
     assert all((row["dim"], row["population"]) == (3, 4) and row["milliseconds"] > 0 for row in rows)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_ray_overhead() -> None:
+    found = bench("ray_overhead.py", "--turns=1", "--generations=8", "--sizes=100")
+    assert [row["workers"] for row in found["rows"]] == [0, 1, 2, 0, 1, 2, 2]
+    assert found["fixed_ms_per_generation"] > 0 and found["speedup_2_workers"] > 0
+
+
+def test_scale() -> None:
+    """Without pauses all is well, up to the driver's own limit; with them only who does not wait is well."""
+    rows = bench("scale.py", "--workers", "10", "1000", "--slow=1")["rows"]
+    assert all(0.4 < row["efficiency"] < 1.0 and row["seconds"] > row["driver"] for row in rows)
+    rows = {(r["workers"], r["late chunks"]): r["seconds"] for r in bench("scale.py", "--workers=1000")["rows"]}
+    assert rows[1000, "wait"] > 3 * rows[1000, "again"] > 3 * rows[1000, "drop"]
+
+
 def test_evaluations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the first value at or below each target, in whatever portions they are made; NaN is none."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))

@@ -177,6 +177,8 @@ def change(moment):
     seen.append(len(_sessions[evaluator].pool.members))
     if moment.step == 5:
         cluster.remove_node(first, allow_graceful=False)
+        while sum(node["Alive"] for node in ray.nodes()) > 1:
+            time.sleep(0.1)
     if moment.step == 10:
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()

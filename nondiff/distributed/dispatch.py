@@ -4,50 +4,21 @@ An answer is placed by the number of its chunk. A worker that dies or hangs is r
 chunk that is late is begun a second time beside the first, and the first answer counts: both have the same bits.
 """
 
-import dataclasses
 import logging
+import time
 import warnings
 from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from nondiff.distributed.failure import ChunkError, NotDeterministic, same_bits, save
+from nondiff.distributed.patience import LOOK, STARTING, STILLBORN, Rules, at_once, deadline, late
 from nondiff.distributed.pool import Call, Member, Pool, now
 from nondiff.distributed.worker import Answer, Chunk
 
 log = logging.getLogger("nondiff")
-LATE, LEAST_LATE = 3.0, 0.25
-"""A chunk is begun a second time after so many times the usual, and not before so many seconds."""
-STARTING = 300.0
-"""Seconds without any worker, or with `verify` without two, after which a run ends."""
-HUNG, LEAST_HUNG, COMPILING = 30.0, 10.0, 600.0
-"""A worker hangs after so many times the usual, and not before so many seconds; while it compiles, or while nothing is
-known of the usual, after so many.
-"""
-
-
-STILLBORN = 5
-"""Workers that die as they start, for each one that is wanted, after which a run ends."""
-SHORT = 0.01
-"""Seconds of work that a worker is given at once, where chunks are shorter."""
-PATIENCE = 0.2
-"""Seconds between two looks at who hangs."""
 MANY = 8
 """Workers, above which all answers that are there are taken at once."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """What a user may say of faults."""
-
-    deadline: int | float | None
-    """Seconds for a chunk; `None`: from the usual."""
-    tries: int
-    verify: bool
-    failures: str
-    """The folder where a chunk that fails on every try is saved."""
-    drop: int | float
-    """The share of chunks that a step may go without."""
 
 
 class Sent(NamedTuple):
@@ -100,9 +71,9 @@ class Dispatch:
     def _enough(self) -> bool:
         if not self.missing or len(self.missing) > self.may_drop:
             return not self.missing
-        late = {i for call in self._late() for i in call.places}
+        overdue = {i for call in self._late() for i in call.places}
         answered = {self.chunks[i].query for i in self.wanted if self.found[i]}
-        return late >= self.missing and answered == {chunk.query for chunk in self.chunks}
+        return overdue >= self.missing and answered == {chunk.query for chunk in self.chunks}
 
     def _hand_out(self) -> None:
         idle = [m for m in self.pool.members if m.ready is None and m.call is None]
@@ -112,13 +83,11 @@ class Dispatch:
                 self._begin(member, places)
 
     def _next(self, member: Member) -> list[int]:
-        """Chunks for this worker: several if they are short, since a call takes a millisecond or two by itself."""
-        usual, share = self.pool.usual(self.kind), -(-len(self.chunks) // max(len(self.pool.members), 1))
-        most = 1 if usual is None else max(1, min(share, int(SHORT / max(usual, 1e-6))))
-        places: list[int] = []
+        """Chunks for this worker."""
+        most, places = at_once(self.pool, self.kind, len(self.chunks)), list[int]()
         for _ in range(len(self.waiting)):
             i = self.waiting.popleft()
-            if any(member is by for by, _ in self.found[i]):
+            if i in places or any(member is by for by, _ in self.found[i]):
                 self.waiting.append(i)  # for another worker
             elif places and (i in self.alone or self._kind(i) != self._kind(places[0])):
                 self.waiting.appendleft(i)
@@ -138,15 +107,11 @@ class Dispatch:
     def _kind(self, i: int) -> tuple[Any, int, int]:
         return self.kind, self.chunks[i].query, self.chunks[i].size
 
-    def _late(self) -> list[Call]:
-        usual = self.pool.usual(self.kind)
-        if usual is None:
-            return []
-        calls = [c for c in self._calls() if not c.warm]
-        return [c for c in calls if now() - c.since > max(LATE * usual * len(c.places), LEAST_LATE)]
-
     def _calls(self) -> list[Call]:
         return [m.call for m in self.pool.members if m.call is not None and m.call.step == self.step]
+
+    def _late(self) -> list[Call]:
+        return [m.call for m in self.pool.members if m.call and m.call.step == self.step and late(self.pool, m)]
 
     def _begin(self, member: Member, places: list[int]) -> None:
         """A worker gets ready for a kind of chunk first: a deadline is for what a user wrote, not for a compiler."""
@@ -164,7 +129,10 @@ class Dispatch:
         import ray
 
         members = {m.ready or m.call.ref: m for m in self.pool.members if m.ready or m.call}  # pyright: ignore
-        done, _ = ray.wait(list(members), num_returns=1, timeout=PATIENCE)
+        if not members:  # nobody has anything to do: more workers are wanted than there are
+            time.sleep(LOOK)
+            return
+        done, _ = ray.wait(list(members), num_returns=1, timeout=LOOK)
         if len(members) > MANY:
             done, _ = ray.wait(list(members), num_returns=len(members), timeout=0)
         for ref in done:
@@ -173,12 +141,15 @@ class Dispatch:
                 self._take(member)
             else:
                 self._welcome(member)
-        if now() - self.looked < PATIENCE:
-            return
-        self.looked = now()
-        for member in list(self.pool.members):
-            if member.call is not None and now() - member.call.since > self._deadline(member.call):
-                self._failed(member, f"no answer within {self._deadline(member.call):.3g} s")
+        if now() - self.looked > LOOK:
+            self.looked = now()
+            self._replace_who_hangs()
+
+    def _replace_who_hangs(self) -> None:
+        for member in [m for m in self.pool.members if m.call is not None]:
+            seconds = deadline(self.pool, member, self.rules.deadline)
+            if member.call and now() - member.call.since > seconds:
+                self._failed(member, f"no answer within {seconds:.3g} s")
 
     def _check_anyone(self) -> None:
         if sum(m.ready is None for m in self.pool.members) >= self.needed:
@@ -188,14 +159,6 @@ class Dispatch:
                 f"`Ray`: not {self.needed} of the workers are there for {STARTING:.0f} s now. {self.pool.wanted()} Is "
                 "the cluster too small, or busy with something else?"
             )
-
-    def _deadline(self, call: Call) -> int | float:
-        usual = self.pool.usual(call.kind)
-        if call.warm:
-            return COMPILING
-        if self.rules.deadline:
-            return self.rules.deadline * len(call.places)
-        return COMPILING if usual is None else max(HUNG * usual * len(call.places), LEAST_HUNG)
 
     def _welcome(self, member: Member) -> None:
         import ray
@@ -230,6 +193,7 @@ class Dispatch:
         for answer in answers:
             if not call.warm and not answer.error:
                 self.pool.took(call.kind, answer.seconds)
+                member.answered.add(call.kind)
         if call.step != self.step:
             return
         if call.warm and not answers[0].error:

@@ -55,6 +55,8 @@ class Member:
     """Whose arrays it has."""
     known: set[Any] = dataclasses.field(default_factory=set)
     """What it has compiled: kind of the work, query, size."""
+    answered: set[Any] = dataclasses.field(default_factory=set)
+    """Kinds of work that it has done before."""
 
 
 class Pool:
@@ -69,7 +71,8 @@ class Pool:
         """Workers that died as they started, since the last one that did not."""
         self.seconds: dict[Any, deque[float]] = {}
         """How long chunks of each kind took of late."""
-        self.medians: dict[Any, float] = {}
+        self.usual: dict[Any, float] = {}
+        """The median of them."""
         self._cluster: Cluster | None = None
 
     def refresh(self) -> None:
@@ -111,11 +114,7 @@ class Pool:
     def took(self, kind: Any, seconds: float) -> None:
         times = self.seconds.setdefault(kind, deque(maxlen=101))
         times.append(seconds)
-        self.medians[kind] = sorted(times)[len(times) // 2]
-
-    def usual(self, kind: Any) -> float | None:
-        """The median of what a chunk takes, in seconds."""
-        return self.medians.get(kind)
+        self.usual[kind] = sorted(times)[len(times) // 2]
 
     def lost(self) -> bool:
         """Has somebody else ended the connection?"""

@@ -15,8 +15,9 @@ from jaxtyping import PyTree
 from nondiff.core.evaluator import AbstractEvaluator, together
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Query, is_query
-from nondiff.distributed.dispatch import Dispatch, Rules, Sent
+from nondiff.distributed.dispatch import Dispatch, Sent
 from nondiff.distributed.dropped import Dropped
+from nondiff.distributed.patience import Rules
 from nondiff.distributed.pool import Pool
 from nondiff.distributed.shipping import as_numpy, attach, detach, is_shipped
 from nondiff.distributed.worker import Answer, Chunk, Code

@@ -12,8 +12,8 @@ from nondiff.core.evaluator import AbstractEvaluator, chunks_of
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Query, queries
 from nondiff.core.trainer import check_count
-from nondiff.distributed.dispatch import Rules
 from nondiff.distributed.dropped import Dropped
+from nondiff.distributed.patience import Rules
 from nondiff.distributed.pool import Pool
 from nondiff.distributed.session import Session
 from nondiff.evaluators.host import Host
@@ -38,7 +38,8 @@ class Ray(AbstractEvaluator):
     - `address`: `"auto"` or that of a running cluster. Default `None`: the one that this process is connected to, else
       an own one on this machine, which nobody else can use, and which ends with `close` or the process.
     - `deadline`: seconds after which a chunk counts as hung, and its worker is killed and replaced. Default `None`: 30
-      times what chunks usually take, at least 10 s. A worker's first chunk, which compiles, has 10 minutes.
+      times what chunks usually take, at least 10 s. A worker's first chunk, which may import and compile, has 10 times
+      the `deadline`, or 10 minutes.
     - `tries`: how often a chunk may fail (default 3): by a dead worker, a deadline, or an exception.
     - `verify`: evaluate each chunk on two workers and compare the bits (default False).
     - `failures`: the folder where a chunk that fails on every try is saved, for `nondiff replay` (default `"failed"`).
