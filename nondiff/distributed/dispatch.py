@@ -182,7 +182,9 @@ class Dispatch:
         try:
             found: Any = ray.get(call.ref)
         except RayError as error:
-            self._failed(member, f"its worker died ({_short(error)})")
+            # A machine that is lost, or taken back, says nothing about what ran there.
+            lost = getattr(error, "preempted", False) or "actor's node was terminated" in str(error)
+            self._failed(member, f"its worker died ({_short(error)})", blame=not lost)
             return
         member.call = None
         answers: list[Answer] = [found] if call.warm else found
@@ -211,7 +213,7 @@ class Dispatch:
         if len(self.found[i]) >= self.needed:
             self.missing.discard(i)
 
-    def _failed(self, member: Member, cause: str) -> None:
+    def _failed(self, member: Member, cause: str, *, blame: bool = True) -> None:
         """The worker's fault, or that of a chunk: if it was at several, each is tried alone before one is blamed."""
         call = member.call
         here = call is not None and call.step == self.step
@@ -220,11 +222,12 @@ class Dispatch:
         self.pool.replace(member)
         if call is None or not here:
             return
-        if len(call.places) == 1:
+        if blame and len(call.places) == 1:
             self._blame(call.places[0], cause, "")
-        else:
+            return
+        self.waiting.extendleft(reversed(call.places))
+        if blame:
             self.alone.update(call.places)
-            self.waiting.extendleft(reversed(call.places))
 
     def _blame(self, i: int, cause: str, trace: str) -> None:
         if i not in self.missing:
