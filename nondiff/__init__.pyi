@@ -33,6 +33,7 @@ from .core.step import step as step
 from .core.trainer import AbstractTrainer as AbstractTrainer
 from .estimators import AbstractBaseline as AbstractBaseline
 from .estimators import ExpectedLoss as ExpectedLoss
+from .estimators import IndeCateR as IndeCateR
 from .estimators import LeaveOneOut as LeaveOneOut
 from .estimators import MarginalLikelihood as MarginalLikelihood
 from .estimators import NoBaseline as NoBaseline

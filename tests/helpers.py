@@ -61,6 +61,8 @@ EVALUATORS: dict[str, nd.AbstractEvaluator] = {
 }
 
 ESTIMATORS: dict[str, nd.AbstractEstimator] = {
+    "indecater": nd.IndeCateR(8),
+    "indecater_expected": nd.IndeCateR(1, objective=nd.ExpectedLoss()),
     "marginal_likelihood": nd.MarginalLikelihood(20),
     "score_function": nd.ScoreFunction(8),
     "score_function_entropy": nd.ScoreFunction(8, entropy=0.01),

@@ -11,6 +11,7 @@ import pytest
 import nondiff
 from nondiff import (
     ExpectedLoss,
+    IndeCateR,
     LeaveOneOut,
     MarginalLikelihood,
     NoBaseline,
@@ -28,6 +29,8 @@ TABLE = np.array(list(itertools.product(range(N), repeat=PARTS)))
 ESTIMATORS = [
     Tabulate(),
     Tabulate(objective=ExpectedLoss()),
+    IndeCateR(2),
+    IndeCateR(2, objective=ExpectedLoss()),
     MarginalLikelihood(5),
     ScoreFunction(5),
     ScoreFunction(5, baseline=NoBaseline(), entropy=0.1),
@@ -69,8 +72,8 @@ def test_the_value_is_the_hard_decisions_bit_for_bit(via: nondiff.AbstractEstima
 
 @pytest.mark.parametrize(
     ("via", "asked"),
-    [(Tabulate(), N**PARTS), (MarginalLikelihood(5), 5), (ScoreFunction(6), 6)],
-    ids=["tabulate", "marginal_likelihood", "score_function"],
+    [(Tabulate(), N**PARTS), (IndeCateR(2), 2 * PARTS * N), (MarginalLikelihood(5), 5), (ScoreFunction(6), 6)],
+    ids=["tabulate", "indecater", "marginal_likelihood", "score_function"],
 )
 def test_the_program_is_asked_no_more_than_needed(via: nondiff.AbstractEstimator, asked: int) -> None:
     program = nondiff.Opaque(lambda s: float(s.sum() != 2))
@@ -157,7 +160,29 @@ def test_marginal_likelihood_is_the_formula_on_its_own_samples() -> None:
     assert np.abs(expected).max() > 0
 
 
-@pytest.mark.parametrize("via", [Tabulate(), MarginalLikelihood(20)], ids=repr)
+@pytest.mark.parametrize("objective", [ExpectedLoss(), SuccessLikelihood()], ids=["expected", "success"])
+def test_indecater_is_the_formula_on_its_own_samples(objective: ExpectedLoss | SuccessLikelihood) -> None:
+    """Every symbol of a part beside the others as they were drawn, one at a time."""
+    samples, key = 3, jr.key(5)
+    drawn = np.asarray(jr.categorical(key, LOGITS, shape=(samples, B, PARTS)))
+
+    def reference(logits: jax.Array) -> jax.Array:
+        p, total = jax.nn.softmax(logits), jnp.zeros(())
+        for case, part in itertools.product(range(B), range(PARTS)):
+            wrong = [[abs(k + int(s[case, 1 - part]) - float(TARGET[case])) for s in drawn] for k in range(N)]
+            if isinstance(objective, ExpectedLoss):
+                total += sum(p[case, part, k] * np.mean(wrong[k]) for k in range(N))
+            elif any(0.0 in row for row in wrong):
+                total -= jnp.log(sum(p[case, part, k] * np.mean(np.array(wrong[k]) == 0) for k in range(N)))
+        return total
+
+    expected = jax.grad(reference)(LOGITS)
+    via = IndeCateR(samples, objective=objective)
+    np.testing.assert_allclose(gradient(via, key=key), expected, rtol=1e-4, atol=1e-6)
+    assert np.abs(expected).max() > 0
+
+
+@pytest.mark.parametrize("via", [Tabulate(), IndeCateR(3), MarginalLikelihood(20)], ids=repr)
 def test_no_success_teaches_nothing_and_stays_finite(via: nondiff.AbstractEstimator) -> None:
     never = jax.grad(lambda z: nondiff.through(lambda s: 1.0 + s.sum(-1), z, via=via, key=jr.key(0)).sum())
     for scale in (1.0, 200.0):
@@ -232,6 +257,8 @@ def test_what_through_refuses(rest, logits, via, message: str) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (lambda: IndeCateR(0), r"`IndeCateR\(samples=0\)`"),
+        (lambda: IndeCateR(2, objective="success"), r"expected `SuccessLikelihood\(\)` or `ExpectedLoss\(\)`"),  # pyright: ignore[reportArgumentType]
         (lambda: MarginalLikelihood(0), r"`MarginalLikelihood\(samples=0\)`"),
         (lambda: ScoreFunction(1), r"`ScoreFunction\(samples=1\)`: expected a whole number of at least 2"),
         (lambda: ScoreFunction(4, entropy=-0.1), r"`ScoreFunction\(entropy=-0.1\)`: expected 0 or more"),

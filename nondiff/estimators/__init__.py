@@ -1,6 +1,7 @@
 """How a learning signal crosses a part that has no derivative."""
 
 from nondiff.core.estimator import ExpectedLoss, SuccessLikelihood
+from nondiff.estimators.indecater import IndeCateR
 from nondiff.estimators.marginal_likelihood import MarginalLikelihood
 from nondiff.estimators.opaque import Opaque, OpaqueError
 from nondiff.estimators.score_function import AbstractBaseline, LeaveOneOut, NoBaseline, ScoreFunction
@@ -10,6 +11,7 @@ from nondiff.estimators.through import through
 __all__ = [
     "AbstractBaseline",
     "ExpectedLoss",
+    "IndeCateR",
     "LeaveOneOut",
     "MarginalLikelihood",
     "NoBaseline",
