@@ -40,6 +40,7 @@ from .estimators import NoBaseline as NoBaseline
 from .estimators import Opaque as Opaque
 from .estimators import OpaqueError as OpaqueError
 from .estimators import ScoreFunction as ScoreFunction
+from .estimators import Smoothing as Smoothing
 from .estimators import SuccessLikelihood as SuccessLikelihood
 from .estimators import Tabulate as Tabulate
 from .estimators import through as through

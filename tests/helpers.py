@@ -67,6 +67,8 @@ ESTIMATORS: dict[str, nd.AbstractEstimator] = {
     "score_function": nd.ScoreFunction(8),
     "score_function_entropy": nd.ScoreFunction(8, entropy=0.01),
     "score_function_no_baseline": nd.ScoreFunction(8, baseline=nd.NoBaseline()),
+    "smoothing": nd.Smoothing(8),
+    "smoothing_unbiased": nd.Smoothing(4, normalize=False, entropy=0.0),
     "tabulate": nd.Tabulate(),
     "tabulate_expected": nd.Tabulate(objective=nd.ExpectedLoss()),
 }

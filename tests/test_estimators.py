@@ -16,6 +16,7 @@ from nondiff import (
     MarginalLikelihood,
     NoBaseline,
     ScoreFunction,
+    Smoothing,
     SuccessLikelihood,
     Tabulate,
 )
@@ -34,6 +35,8 @@ ESTIMATORS = [
     MarginalLikelihood(5),
     ScoreFunction(5),
     ScoreFunction(5, baseline=NoBaseline(), entropy=0.1),
+    Smoothing(3),
+    Smoothing(3, normalize=False, entropy=0.0),
 ]
 
 
@@ -72,8 +75,14 @@ def test_the_value_is_the_hard_decisions_bit_for_bit(via: nondiff.AbstractEstima
 
 @pytest.mark.parametrize(
     ("via", "asked"),
-    [(Tabulate(), N**PARTS), (IndeCateR(2), 2 * PARTS * N), (MarginalLikelihood(5), 5), (ScoreFunction(6), 6)],
-    ids=["tabulate", "indecater", "marginal_likelihood", "score_function"],
+    [
+        (Tabulate(), N**PARTS),
+        (IndeCateR(2), 2 * PARTS * N),
+        (MarginalLikelihood(5), 5),
+        (ScoreFunction(6), 6),
+        (Smoothing(3), 6),
+    ],
+    ids=["tabulate", "indecater", "marginal_likelihood", "score_function", "smoothing"],
 )
 def test_the_program_is_asked_no_more_than_needed(via: nondiff.AbstractEstimator, asked: int) -> None:
     program = nondiff.Opaque(lambda s: float(s.sum() != 2))
@@ -182,6 +191,35 @@ def test_indecater_is_the_formula_on_its_own_samples(objective: ExpectedLoss | S
     assert np.abs(expected).max() > 0
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_smoothing_is_the_formula_on_its_own_noise(normalize: bool) -> None:
+    """Of pairs, one after the other, in NumPy; for numbers that are rounded."""
+    pairs, sigma, key, here = 3, 0.7, jr.key(5), np.asarray(LOGITS[:, 0])
+    noise = np.asarray(jr.normal(key, (pairs, *here.shape)))
+
+    def far(decided: np.ndarray) -> np.ndarray:
+        return np.abs(decided.sum(-1) - np.asarray(TARGET))
+
+    change = np.stack([far(np.round(here + sigma * e)) - far(np.round(here - sigma * e)) for e in noise])
+    expected = np.mean([c[:, None] * e for c, e in zip(change, noise, strict=True)], 0) / (2 * sigma)
+    if normalize:
+        expected /= np.abs(change).mean(0)[:, None] + 0.05
+    via = Smoothing(pairs, sigma=sigma, normalize=normalize)  # no entropy: there are no symbols
+    loss = lambda z: nondiff.through(rest, z, via=via, key=key, decide=jnp.round).sum()  # noqa: E731
+    np.testing.assert_allclose(jax.grad(loss)(LOGITS[:, 0]), expected, rtol=1e-4, atol=1e-6)
+    assert np.abs(expected).max() > 0
+
+
+def test_smoothing_knows_how_noise_decides() -> None:
+    """Its probabilities of all assignments add up, and are the shares of what noise decides."""
+    via, table = Smoothing(sigma=0.7), jnp.broadcast_to(TABLE[:, None], (len(TABLE), B, PARTS))
+    p = np.exp(via.log_prob(LOGITS, table))
+    np.testing.assert_allclose(p.sum(0), 1.0, rtol=1e-4)
+    decided = jnp.argmax(LOGITS + 0.7 * jr.normal(jr.key(1), (40_000, *LOGITS.shape)), -1)
+    shares = np.mean(np.all(decided[:, None] == table, -1), 0)
+    np.testing.assert_allclose(shares, p, atol=4 * np.sqrt(p * (1 - p) / 40_000).max())
+
+
 @pytest.mark.parametrize("via", [Tabulate(), IndeCateR(3), MarginalLikelihood(20)], ids=repr)
 def test_no_success_teaches_nothing_and_stays_finite(via: nondiff.AbstractEstimator) -> None:
     never = jax.grad(lambda z: nondiff.through(lambda s: 1.0 + s.sum(-1), z, via=via, key=jr.key(0)).sum())
@@ -263,6 +301,9 @@ def test_what_through_refuses(rest, logits, via, message: str) -> None:
         (lambda: ScoreFunction(1), r"`ScoreFunction\(samples=1\)`: expected a whole number of at least 2"),
         (lambda: ScoreFunction(4, entropy=-0.1), r"`ScoreFunction\(entropy=-0.1\)`: expected 0 or more"),
         (lambda: ScoreFunction(4, entropy=float("nan")), r"`ScoreFunction\(entropy=nan\)`"),
+        (lambda: Smoothing(0), r"`Smoothing\(pairs=0\)`"),
+        (lambda: Smoothing(sigma=0.0), r"`Smoothing\(sigma=0.0\)`"),
+        (lambda: Smoothing(entropy=-1), r"`Smoothing\(entropy=-1\)`"),
         (lambda: Tabulate(limit=0), r"`Tabulate\(limit=0\)`"),
     ],
 )

@@ -11,10 +11,17 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-Rest = Callable[[Int[Array, "..."]], Float[Array, " cases"]]
-"""Symbols `[cases, ...]` to one loss per case."""
+Rest = Callable[[Array], Float[Array, " cases"]]
+"""Decisions `[cases, ...]`, symbols or numbers, to one loss per case."""
+Decide = Callable[[Array], Array]
+"""Activations `[cases, ...]` to decisions `[cases, ...]`."""
+
+
+def argmax(logits: Float[Array, "*parts symbols"]) -> Int[Array, "*parts"]:
+    """The likeliest symbol of each part."""
+    return jnp.argmax(logits, -1)
 
 
 @jax.custom_jvp
@@ -85,9 +92,16 @@ class AbstractEstimator(eqx.Module):
         logits: Float[Array, "cases *parts symbols"],
         value: Float[Array, " cases"],
         *,
+        decide: Decide,
         key: Key[Array, ""],
     ) -> Float[Array, " cases"]:
         """One number per case whose gradient in `logits` estimates that of the objective. Never read as a value."""
+
+    def log_prob(
+        self, logits: Float[Array, "cases *parts symbols"], symbols: Int[Array, "set cases *parts"]
+    ) -> Float[Array, "set cases"]:
+        """Of each assignment, as the objective sees it: by default each part has the softmax of its logits."""
+        return joint_log_prob(logits, symbols)
 
 
 def joint_log_prob(logits: Array, symbols: Int[Array, "set cases *parts"]) -> Float[Array, "set cases"]:
@@ -97,6 +111,12 @@ def joint_log_prob(logits: Array, symbols: Int[Array, "set cases *parts"]) -> Fl
     return jnp.sum(chosen[..., 0], axis=tuple(range(2, symbols.ndim)))
 
 
-def losses_of(rest: Rest, symbols: Int[Array, "set cases *parts"]) -> Float[Array, "set cases"]:
+def negative_entropy(logits: Float[Array, "cases *parts symbols"]) -> Float[Array, " cases"]:
+    """Summed over the parts of a case: small where the network is open."""
+    logp = jax.nn.log_softmax(logits)
+    return jnp.sum(jnp.exp(logp) * logp, axis=tuple(range(1, logits.ndim)))
+
+
+def losses_of(rest: Rest, decisions: Shaped[Array, "set cases *parts"]) -> Float[Array, "set cases"]:
     """`rest` on every assignment in the set: one call of a program for all of them. No gradient flows back."""
-    return jax.lax.stop_gradient(jax.vmap(rest)(symbols))
+    return jax.lax.stop_gradient(jax.vmap(rest)(decisions))

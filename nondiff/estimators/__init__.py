@@ -5,6 +5,7 @@ from nondiff.estimators.indecater import IndeCateR
 from nondiff.estimators.marginal_likelihood import MarginalLikelihood
 from nondiff.estimators.opaque import Opaque, OpaqueError
 from nondiff.estimators.score_function import AbstractBaseline, LeaveOneOut, NoBaseline, ScoreFunction
+from nondiff.estimators.smoothing import Smoothing
 from nondiff.estimators.tabulate import Tabulate
 from nondiff.estimators.through import through
 
@@ -18,6 +19,7 @@ __all__ = [
     "Opaque",
     "OpaqueError",
     "ScoreFunction",
+    "Smoothing",
     "SuccessLikelihood",
     "Tabulate",
     "through",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
-from nondiff.core.estimator import AbstractEstimator, ExpectedLoss, Rest, SuccessLikelihood, losses_of
+from nondiff.core.estimator import AbstractEstimator, Decide, ExpectedLoss, Rest, SuccessLikelihood, losses_of
 from nondiff.core.trainer import check_count
 
 
@@ -54,8 +54,10 @@ class IndeCateR(AbstractEstimator):
                 f"`IndeCateR(objective={self.objective!r})`: expected `SuccessLikelihood()` or `ExpectedLoss()`."
             )
 
-    def surrogate(self, rest: Rest, logits: Array, value: Array, *, key: Key[Array, ""]) -> Float[Array, " cases"]:
-        del value
+    def surrogate(
+        self, rest: Rest, logits: Array, value: Array, *, decide: Decide, key: Key[Array, ""]
+    ) -> Float[Array, " cases"]:
+        del value, decide
         cases, *shape, n = logits.shape
         parts = math.prod(shape)
         drawn = jr.categorical(key, jax.lax.stop_gradient(logits), shape=(self.samples, *logits.shape[:-1]))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from nondiff.core.estimator import AbstractEstimator, Rest, SuccessLikelihood, joint_log_prob, losses_of
+from nondiff.core.estimator import AbstractEstimator, Decide, Rest, SuccessLikelihood, joint_log_prob, losses_of
 from nondiff.core.trainer import check_count
 
 
@@ -46,8 +46,10 @@ class MarginalLikelihood(AbstractEstimator):
     def __check_init__(self) -> None:
         check_count("MarginalLikelihood", "samples", self.samples)
 
-    def surrogate(self, rest: Rest, logits: Array, value: Array, *, key: Key[Array, ""]) -> Float[Array, " cases"]:
-        del value
+    def surrogate(
+        self, rest: Rest, logits: Array, value: Array, *, decide: Decide, key: Key[Array, ""]
+    ) -> Float[Array, " cases"]:
+        del value, decide
         symbols = jr.categorical(key, jax.lax.stop_gradient(logits), shape=(self.samples, *logits.shape[:-1]))
         distinct = first_of_each(symbols, logits.shape[-1])
         return self.objective(losses_of(rest, symbols), joint_log_prob(logits, symbols), distinct)

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
-from nondiff.core.estimator import AbstractEstimator, ExpectedLoss, Rest, joint_log_prob, losses_of
+from nondiff.core.estimator import (
+    AbstractEstimator,
+    Decide,
+    ExpectedLoss,
+    Rest,
+    joint_log_prob,
+    losses_of,
+    negative_entropy,
+)
 from nondiff.core.trainer import check_count
 
 
@@ -84,13 +92,14 @@ class ScoreFunction(AbstractEstimator):
         if not 0 <= self.entropy < math.inf:
             raise ValueError(f"`ScoreFunction(entropy={self.entropy})`: expected 0 or more, for example 0.02.")
 
-    def surrogate(self, rest: Rest, logits: Array, value: Array, *, key: Key[Array, ""]) -> Float[Array, " cases"]:
-        del value
+    def surrogate(
+        self, rest: Rest, logits: Array, value: Array, *, decide: Decide, key: Key[Array, ""]
+    ) -> Float[Array, " cases"]:
+        del value, decide
         symbols = jr.categorical(key, jax.lax.stop_gradient(logits), shape=(self.samples, *logits.shape[:-1]))
         losses = losses_of(rest, symbols)
         advantage = losses - self.baseline(losses)
         score = jnp.mean(advantage * joint_log_prob(logits, symbols), 0)
         if not self.entropy:
             return score
-        logp = jax.nn.log_softmax(logits)
-        return score + self.entropy * jnp.sum(jnp.exp(logp) * logp, axis=tuple(range(1, logits.ndim)))
+        return score + self.entropy * negative_entropy(logits)

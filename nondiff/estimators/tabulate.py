@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 from nondiff.core.estimator import (
     AbstractEstimator,
     AbstractObjective,
+    Decide,
     Rest,
     SuccessLikelihood,
     joint_log_prob,
@@ -49,8 +50,10 @@ class Tabulate(AbstractEstimator):
     def __check_init__(self) -> None:
         check_count("Tabulate", "limit", self.limit)
 
-    def surrogate(self, rest: Rest, logits: Array, value: Array, *, key: Key[Array, ""]) -> Float[Array, " cases"]:
-        del value, key
+    def surrogate(
+        self, rest: Rest, logits: Array, value: Array, *, decide: Decide, key: Key[Array, ""]
+    ) -> Float[Array, " cases"]:
+        del value, decide, key
         cases, *parts, n = logits.shape
         count = n ** math.prod(parts)
         if count > self.limit:

@@ -4,18 +4,11 @@ A network gives logits, a program takes symbols: `through` makes the hard decisi
 estimator say what the logits should have been.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from nondiff.core.estimator import AbstractEstimator, Rest, with_gradient_of
-
-
-def argmax(logits: Float[Array, "*parts symbols"]) -> Array:
-    """The likeliest symbol of each part."""
-    return jnp.argmax(logits, -1)
+from nondiff.core.estimator import AbstractEstimator, Decide, Rest, argmax, with_gradient_of
 
 
 def through(
@@ -24,7 +17,7 @@ def through(
     *,
     via: AbstractEstimator,
     key: Key[Array, ""],
-    decide: Callable[[Array], Array] = argmax,
+    decide: Decide = argmax,
 ) -> Float[Array, " cases"]:
     """`rest(decide(logits))`, one loss per case, with a derivative in `logits` estimated by `via`.
 
@@ -65,4 +58,4 @@ def through(
             f"`through(rest)`: `rest` returned {value.dtype}{list(value.shape)}; expected one float loss per case, "
             f"`[{logits.shape[0]}]`. Compare each case with its own answer, and do not average."
         )
-    return with_gradient_of(value, via.surrogate(rest, logits, value, key=key))
+    return with_gradient_of(value, via.surrogate(rest, logits, value, decide=decide, key=key))

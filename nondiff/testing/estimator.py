@@ -7,7 +7,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Key
 
-from nondiff.core.estimator import AbstractEstimator, joint_log_prob, losses_of
+from nondiff.core.estimator import AbstractEstimator, losses_of
 from nondiff.estimators import through
 
 
@@ -47,7 +47,9 @@ def check_estimator(estimator: AbstractEstimator, *, repeats: int = 4_000) -> No
     every = jnp.broadcast_to(every, (9, 2, 2))
 
     def exact(z: Array) -> Array:
-        return jnp.sum(estimator.objective(losses_of(rest, every), joint_log_prob(z, every), jnp.ones((9, 2), bool)))
+        return jnp.sum(
+            estimator.objective(losses_of(rest, every), estimator.log_prob(z, every), jnp.ones((9, 2), bool))
+        )
 
     truth = jax.grad(exact)(logits)
     mean, error = jnp.mean(gradients, 0), jnp.std(gradients, 0) / np.sqrt(repeats)
