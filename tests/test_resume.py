@@ -182,8 +182,8 @@ def test_a_second_signal_does_not_wait(place: pathlib.Path, number: int, code: i
         while not (place / "stuck" / "checkpoints" / "2").exists():
             pass
         process.send_signal(number)
-        while "a second signal stops at once" not in process.stderr.readline():
-            pass
+        while "a second signal stops at once" not in (line := process.stderr.readline()):
+            assert line, "it ended at the first signal"
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode == code

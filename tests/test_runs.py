@@ -94,7 +94,7 @@ NOW = datetime.datetime(2026, 11, 21, 9, 15, 3, tzinfo=datetime.UTC).timestamp()
 
 def test_the_commands(launch):
     code, out, _ = launch("--help")
-    assert code == 0 and list(COMMANDS) == ["run", "resume", "list", "show", "doctor"]
+    assert code == 0 and list(COMMANDS) == ["run", "resume", "list", "show", "replay", "doctor"]
     for name, (_, line) in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(line)}$", out, re.MULTILINE)
     for name in ("list", "show", "doctor"):

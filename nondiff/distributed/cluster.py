@@ -52,7 +52,10 @@ def is_own() -> bool:
 
 def connect(address: str | None) -> Cluster:
     """The cluster of this process if it has one, the one at `address`, or a new one."""
-    import ray
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('`Ray` needs the package ray: `pip install "nondiff[ray]"`.') from error
 
     if ray.is_initialized():
         return Cluster()

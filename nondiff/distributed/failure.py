@@ -5,7 +5,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import numpy as np
 
 from nondiff.distributed.worker import Answer, Chunk, Code, Program
@@ -48,6 +47,8 @@ def _different(size: int, a: Answer, b: Answer) -> list[int]:
 
 def save(folder: str, code: Code, arrays: list[np.ndarray], chunk: Chunk) -> str:
     """The file, or why there is none."""
+    import cloudpickle
+
     content = cloudpickle.dumps((code, [np.array(x) for x in arrays], chunk))
     name = f"members-{chunk.start}-to-{chunk.start + chunk.size - 1}-{hashlib.sha256(content).hexdigest()[:8]}.failed"
     try:

@@ -14,7 +14,6 @@ import pickle
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import cloudpickle
 import equinox as eqx
 import jax
 import jax.random as jr
@@ -25,7 +24,6 @@ from nondiff.core.tree import is_key
 
 # The functions that register a module are equinox's own; it has none for a class that exists already.
 _eqx: Any = __import__("equinox._module._module", fromlist=["generate_flatten_functions"])
-_by_value: Any = cloudpickle.cloudpickle
 _registered: set[type] = set()
 
 
@@ -40,6 +38,8 @@ def detach(tree: Any) -> tuple[bytes, list[np.ndarray]]:
     """The tree without the arrays among its leaves, pickled; and those arrays that are none: held by a function, or as
     a static field.
     """
+    import cloudpickle  # it comes with Ray
+
     leaves, treedef = jtu.tree_flatten(tree)
     numbers = itertools.count()
     slots = [_Slot(next(numbers), _kind(x)) if is_shipped(x) else x for x in leaves]
@@ -87,26 +87,32 @@ def as_numpy(x: Any) -> np.ndarray:
     return np.asarray(jr.key_data(x) if is_key(x) else x)
 
 
+def _by_value() -> Any:
+    import cloudpickle
+
+    return cloudpickle.cloudpickle
+
+
 def _kind(x: Any) -> Any:
     return str(jr.key_impl(x)) if is_key(x) else None
 
 
 def _skeleton(*args: Any) -> type:
     """The class of a module that is pickled by value, still empty: too early to be registered as a pytree."""
-    known = _by_value._DYNAMIC_CLASS_TRACKER_BY_ID.get(args[4])
+    known = _by_value()._DYNAMIC_CLASS_TRACKER_BY_ID.get(args[4])
     if known is not None:  # sent from here, and come back
         _registered.add(known)
         return known
     register = jtu.register_pytree_with_keys
     jtu.register_pytree_with_keys = lambda *args, **kwargs: None
     try:
-        return _by_value._make_skeleton_class(*args)
+        return _by_value()._make_skeleton_class(*args)
     finally:
         jtu.register_pytree_with_keys = register
 
 
 def _filled(kind: type, state: Any) -> type:
-    kind = _by_value._class_setstate(kind, state) or kind
+    kind = _by_value()._class_setstate(kind, state) or kind
     if isinstance(kind, type(eqx.Module)) and kind not in _registered:
         _registered.add(kind)
         fields = dataclasses.fields(kind)

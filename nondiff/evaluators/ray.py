@@ -1,6 +1,7 @@
 """Chunks of a population on the workers of a Ray cluster (https://docs.ray.io)."""
 
 import atexit
+import contextlib
 import functools
 import importlib
 from typing import Any, ClassVar
@@ -147,7 +148,8 @@ def _session(ray: Ray) -> Session:
 
 @functools.cache
 def _close_at_exit() -> None:
-    importlib.import_module("ray")  # which then ends after this, not before: what comes first, ends last
+    with contextlib.suppress(ModuleNotFoundError):  # `connect` says so
+        importlib.import_module("ray")  # which then ends after this, not before: what comes first, ends last
 
     @atexit.register
     def _close_all() -> None:
