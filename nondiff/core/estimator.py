@@ -106,7 +106,11 @@ class AbstractEstimator(eqx.Module):
 
 def joint_log_prob(logits: Array, symbols: Int[Array, "set cases *parts"]) -> Float[Array, "set cases"]:
     """Log-probability of each assignment of a case: the sum over its parts."""
-    logp = jax.nn.log_softmax(logits)
+    return joint(jax.nn.log_softmax(logits), symbols)
+
+
+def joint(logp: Array, symbols: Int[Array, "set cases *parts"]) -> Float[Array, "set cases"]:
+    """The same from the log-probabilities of every part's symbols."""
     chosen = jnp.take_along_axis(jnp.broadcast_to(logp, (*symbols.shape, logp.shape[-1])), symbols[..., None], -1)
     return jnp.sum(chosen[..., 0], axis=tuple(range(2, symbols.ndim)))
 

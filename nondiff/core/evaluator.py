@@ -190,6 +190,8 @@ def together(
     if not is_exact(answer.loss):
         answer = jtu.tree_map(jnp.asarray, answer)
     answer = dataclasses.replace(answer, aux=aux)
-    if query.weigh is None or sums is None:
-        return answer if query.weigh is None else _weigh_apart(query, answer, chunk=chunk)
+    if query.weigh is None:
+        return answer
+    if sums is None:
+        return _weigh_apart(query, answer, chunk=chunk)
     return dataclasses.replace(answer, sums=sums(_weights_apart(query, answer)))

@@ -5,6 +5,7 @@ nondiff; NaN marks a failed evaluation, and a failed evaluation is ranked last.
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -79,3 +80,10 @@ class AbstractProblem(eqx.Module):
     def differentiable(self, params: Params) -> PyTree:
         """Which leaves `jax.grad` may be asked about; a tree of `bool` like `params`."""
         return jtu.tree_map(lambda x: self.traceable and jnp.issubdtype(x.dtype, jnp.inexact), params)
+
+
+def starting_point(params: Params | Callable[[Key[Array, ""]], Params], key: Key[Array, ""]) -> Params:
+    """Parameters as they are given, or as a function of a key makes them."""
+    # A model may be callable, too; a function holds no arrays.
+    is_function = callable(params) and not any(eqx.is_array_like(x) for x in jtu.tree_leaves(params))
+    return params(key) if is_function else params

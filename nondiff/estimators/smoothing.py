@@ -22,6 +22,7 @@ from nondiff.core.estimator import (
     ExpectedLoss,
     Rest,
     argmax,
+    joint,
     losses_of,
     negative_entropy,
 )
@@ -94,6 +95,4 @@ class Smoothing(AbstractEstimator):
         log_phi = jax.scipy.stats.norm.logcdf(apart[..., None] + nodes.astype(np.float32))
         others = ~jnp.eye(logits.shape[-1], dtype=bool)[..., None]
         each = jnp.sum(jnp.where(others, log_phi, 0.0), -2)
-        logp = jax.nn.logsumexp(each, axis=-1, b=(weights / weights.sum()).astype(np.float32))
-        chosen = jnp.take_along_axis(jnp.broadcast_to(logp, (*symbols.shape, logp.shape[-1])), symbols[..., None], -1)
-        return jnp.sum(chosen[..., 0], axis=tuple(range(2, symbols.ndim)))
+        return joint(jax.nn.logsumexp(each, axis=-1, b=(weights / weights.sum()).astype(np.float32)), symbols)

@@ -17,7 +17,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from nondiff.core.problem import AbstractProblem, Batch, Params
+from nondiff.core.problem import AbstractProblem, Batch, Params, starting_point
 from nondiff.core.trainer import check_count
 from nondiff.problems.stage import Seen, Stage, actions_of, load_gymnasium
 
@@ -90,9 +90,7 @@ class Gym(AbstractProblem):
             _check_policy(policy, self.init(key=jr.key(0)), env)
 
     def init(self, *, key: Key[Array, ""]) -> Params:
-        # A model may be callable, too; a function holds no arrays.
-        is_function = callable(self.params) and not any(eqx.is_array_like(x) for x in jtu.tree_leaves(self.params))
-        return self.params(key) if is_function else self.params
+        return starting_point(self.params, key)
 
     def init_state(self, *, key: Key[Array, ""]) -> Any:
         del key

@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
-from nondiff.core.problem import AbstractProblem, Batch, Params
+from nondiff.core.problem import AbstractProblem, Batch, Params, starting_point
 from nondiff.core.trainer import check_count
 
 
@@ -104,9 +104,7 @@ class Supervised(AbstractProblem):
         return jtu.tree_leaves(self.data)[0].shape[0]
 
     def init(self, *, key: Key[Array, ""]) -> Params:
-        # A model may be callable, too; a function holds no arrays.
-        is_function = callable(self.params) and not any(eqx.is_array_like(x) for x in jtu.tree_leaves(self.params))
-        return self.params(key) if is_function else self.params
+        return starting_point(self.params, key)
 
     def init_state(self, *, key: Key[Array, ""]) -> _Order | tuple[()]:
         if self.stream is not None or self.batch_size is None:
