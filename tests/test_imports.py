@@ -92,7 +92,7 @@ def test_import_is_light() -> None:
     assert not HEAVY & out
     out = modules("from nondiff import *")
     assert {"jax", "numpy", "equinox"} <= out
-    assert not extras & out
+    assert not extras & (out - modules("import jax"))  # JAX itself takes cloudpickle along where it finds it
 
 
 @pytest.mark.parametrize("module", ["nondiff.launch.main", "nondiff.run.versions", "nondiff.run.lock"])
