@@ -61,6 +61,8 @@ EVALUATORS: dict[str, nd.AbstractEvaluator] = {
 }
 
 ESTIMATORS: dict[str, nd.AbstractEstimator] = {
+    "auto": nd.Auto(),
+    "auto_samples": nd.Auto(limit=8, samples=20),
     "indecater": nd.IndeCateR(8),
     "indecater_expected": nd.IndeCateR(1, objective=nd.ExpectedLoss()),
     "marginal_likelihood": nd.MarginalLikelihood(20),
@@ -69,9 +71,24 @@ ESTIMATORS: dict[str, nd.AbstractEstimator] = {
     "score_function_no_baseline": nd.ScoreFunction(8, baseline=nd.NoBaseline()),
     "smoothing": nd.Smoothing(8),
     "smoothing_unbiased": nd.Smoothing(4, normalize=False, entropy=0.0),
+    "splitting": nd.Splitting(4),
+    "surrogate": nd.Surrogate(nd.LossModel(2, 3, width=8, key=jr.key(0))),
     "tabulate": nd.Tabulate(),
     "tabulate_expected": nd.Tabulate(objective=nd.ExpectedLoss()),
 }
+
+DECIDED: dict[str, tuple[nd.AbstractEstimator, Any]] = {
+    "auto_round": (nd.Auto(), jnp.round),
+    "blackbox": (nd.Blackbox(2.0, maximize=True), nd.one_hot),
+    "blackbox_costs": (nd.Blackbox(2.0), lambda costs: nd.TopK(2)(-costs)),
+    "perturbed": (nd.Perturbed(8), nd.one_hot),
+    "perturbed_top_k": (nd.Perturbed(8, sigma=0.5), nd.TopK(2)),
+    "straight_through_clipped": (nd.StraightThrough(nd.Clipped()), jnp.sign),
+    "straight_through_gumbel": (nd.StraightThrough(nd.GumbelSoftmax()), nd.one_hot),
+    "straight_through_round": (nd.StraightThrough(), jnp.round),
+    "straight_through_softmax": (nd.StraightThrough(nd.Softmax(0.5)), nd.TopK(2)),
+}
+"""Estimators for a `rest` that has a derivative in the decision, and the decision."""
 
 
 def start() -> Any:

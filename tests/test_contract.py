@@ -7,7 +7,7 @@ import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 import pytest
-from helpers import ESTIMATORS, EVALUATORS, FOR_STEADY_LOSSES, PROBLEMS, TRAINERS, possible
+from helpers import DECIDED, ESTIMATORS, EVALUATORS, FOR_STEADY_LOSSES, PROBLEMS, TRAINERS, possible
 
 import nondiff as nd
 from nondiff.testing import check_estimator, check_evaluator, check_problem, check_trainer, count_compilations
@@ -39,6 +39,12 @@ def test_evaluator(name: str) -> None:
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_estimator(name: str) -> None:
     check_estimator(ESTIMATORS[name])
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_estimator_of_a_decision(name: str) -> None:
+    via, decide = DECIDED[name]
+    check_estimator(via, decide=decide, repeats=200)
 
 
 def same_bits(a: nd.Result, b: nd.Result) -> None:

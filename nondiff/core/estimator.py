@@ -74,6 +74,13 @@ class SuccessLikelihood(AbstractObjective):
         return jnp.where(jnp.any(hit, 0), log_sum(distinct) - log_sum(hit), 0.0)
 
 
+class Heuristic(AbstractObjective):
+    """None: a direction that was found useful, and is the gradient of no loss."""
+
+    def __call__(self, losses: Array, logp: Array, distinct: Array) -> Array:
+        raise TypeError("a heuristic follows the gradient of no objective, so there is none to compute.")
+
+
 class AbstractEstimator(eqx.Module):
     """A way to give `rest(decide(logits))` a derivative with respect to `logits`."""
 
@@ -90,12 +97,15 @@ class AbstractEstimator(eqx.Module):
         self,
         rest: Rest,
         logits: Float[Array, "cases *parts symbols"],
-        value: Float[Array, " cases"],
+        decision: Array,
         *,
         decide: Decide,
         key: Key[Array, ""],
     ) -> Float[Array, " cases"]:
-        """One number per case whose gradient in `logits` estimates that of the objective. Never read as a value."""
+        """One number per case whose gradient in `logits` estimates that of the objective. Never read as a value.
+
+        `decision` is `decide(logits)`, which may be the answer of a dear solver.
+        """
 
     def log_prob(
         self, logits: Float[Array, "cases *parts symbols"], symbols: Int[Array, "set cases *parts"]
@@ -121,6 +131,19 @@ def negative_entropy(logits: Float[Array, "cases *parts symbols"]) -> Float[Arra
     return jnp.sum(jnp.exp(logp) * logp, axis=tuple(range(1, logits.ndim)))
 
 
-def losses_of(rest: Rest, decisions: Shaped[Array, "set cases *parts"]) -> Float[Array, "set cases"]:
-    """`rest` on every assignment in the set: one call of a program for all of them. No gradient flows back."""
+def slope_of(rest: Rest, decisions: Float[Array, "cases *parts"]) -> Float[Array, "cases *parts"]:
+    """How each case's loss changes with its decision, for a `rest` that has a derivative there. None flows back."""
+    if not jnp.issubdtype(decisions.dtype, jnp.floating):
+        raise ValueError(
+            f"`through(decide)` gives {decisions.dtype}, and this estimator needs the derivative of `rest` in what it "
+            "gives: let it decide for floats, for example `decide=one_hot`, or take an estimator that needs none."
+        )
+    return jax.lax.stop_gradient(jax.grad(lambda x: jnp.sum(rest(x)))(jax.lax.stop_gradient(decisions)))
+
+
+def losses_of(rest: Rest, decisions: Shaped[Array, "set rows *parts"]) -> Float[Array, "set cases"]:
+    """`rest` on every assignment in the set: one call of a program for all of them. No gradient flows back.
+
+    There are as many rows as cases, or a single one that `rest` compares with every case's answer.
+    """
     return jax.lax.stop_gradient(jax.vmap(rest)(decisions))

@@ -1,26 +1,55 @@
 """How a learning signal crosses a part that has no derivative."""
 
-from nondiff.core.estimator import ExpectedLoss, SuccessLikelihood
+from nondiff.core.estimator import ExpectedLoss, Heuristic, SuccessLikelihood
+from nondiff.estimators.auto import Auto
+from nondiff.estimators.blackbox import Blackbox
+from nondiff.estimators.decisions import TopK, one_hot
 from nondiff.estimators.indecater import IndeCateR
 from nondiff.estimators.marginal_likelihood import MarginalLikelihood
 from nondiff.estimators.opaque import Opaque, OpaqueError
+from nondiff.estimators.perturbed import Perturbed
 from nondiff.estimators.score_function import AbstractBaseline, LeaveOneOut, NoBaseline, ScoreFunction
 from nondiff.estimators.smoothing import Smoothing
+from nondiff.estimators.splitting import Splitting
+from nondiff.estimators.straight_through import (
+    AbstractRelaxation,
+    Clipped,
+    GumbelSoftmax,
+    Identity,
+    Softmax,
+    StraightThrough,
+)
+from nondiff.estimators.surrogate import LossModel, Surrogate
 from nondiff.estimators.tabulate import Tabulate
 from nondiff.estimators.through import through
 
 __all__ = [
     "AbstractBaseline",
+    "AbstractRelaxation",
+    "Auto",
+    "Blackbox",
+    "Clipped",
     "ExpectedLoss",
+    "GumbelSoftmax",
+    "Heuristic",
+    "Identity",
     "IndeCateR",
     "LeaveOneOut",
+    "LossModel",
     "MarginalLikelihood",
     "NoBaseline",
     "Opaque",
     "OpaqueError",
+    "Perturbed",
     "ScoreFunction",
     "Smoothing",
+    "Softmax",
+    "Splitting",
+    "StraightThrough",
     "SuccessLikelihood",
+    "Surrogate",
     "Tabulate",
+    "TopK",
+    "one_hot",
     "through",
 ]

@@ -55,9 +55,9 @@ class IndeCateR(AbstractEstimator):
             )
 
     def surrogate(
-        self, rest: Rest, logits: Array, value: Array, *, decide: Decide, key: Key[Array, ""]
+        self, rest: Rest, logits: Array, decision: Array, *, decide: Decide, key: Key[Array, ""]
     ) -> Float[Array, " cases"]:
-        del value, decide
+        del decision, decide
         cases, *shape, n = logits.shape
         parts = math.prod(shape)
         drawn = jr.categorical(key, jax.lax.stop_gradient(logits), shape=(self.samples, *logits.shape[:-1]))

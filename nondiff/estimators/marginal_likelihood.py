@@ -47,9 +47,9 @@ class MarginalLikelihood(AbstractEstimator):
         check_count("MarginalLikelihood", "samples", self.samples)
 
     def surrogate(
-        self, rest: Rest, logits: Array, value: Array, *, decide: Decide, key: Key[Array, ""]
+        self, rest: Rest, logits: Array, decision: Array, *, decide: Decide, key: Key[Array, ""]
     ) -> Float[Array, " cases"]:
-        del value, decide
+        del decision, decide
         symbols = jr.categorical(key, jax.lax.stop_gradient(logits), shape=(self.samples, *logits.shape[:-1]))
         distinct = first_of_each(symbols, logits.shape[-1])
         return self.objective(losses_of(rest, symbols), joint_log_prob(logits, symbols), distinct)

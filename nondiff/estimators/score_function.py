@@ -93,9 +93,9 @@ class ScoreFunction(AbstractEstimator):
             raise ValueError(f"`ScoreFunction(entropy={self.entropy})`: expected 0 or more, for example 0.02.")
 
     def surrogate(
-        self, rest: Rest, logits: Array, value: Array, *, decide: Decide, key: Key[Array, ""]
+        self, rest: Rest, logits: Array, decision: Array, *, decide: Decide, key: Key[Array, ""]
     ) -> Float[Array, " cases"]:
-        del value, decide
+        del decision, decide
         symbols = jr.categorical(key, jax.lax.stop_gradient(logits), shape=(self.samples, *logits.shape[:-1]))
         losses = losses_of(rest, symbols)
         advantage = losses - self.baseline(losses)

@@ -73,9 +73,9 @@ class Smoothing(AbstractEstimator):
             raise ValueError(f"`Smoothing(entropy={self.entropy})`: expected 0 or more, for example 0.05.")
 
     def surrogate(
-        self, rest: Rest, logits: Array, value: Array, *, decide: Decide, key: Key[Array, ""]
+        self, rest: Rest, logits: Array, decision: Array, *, decide: Decide, key: Key[Array, ""]
     ) -> Float[Array, " cases"]:
-        del value
+        del decision
         here = jax.lax.stop_gradient(logits)
         noise = jr.normal(key, (self.pairs, *logits.shape), logits.dtype)
         moved = jnp.concatenate([here + self.sigma * noise, here - self.sigma * noise])

@@ -7,6 +7,7 @@ import math
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
@@ -17,7 +18,6 @@ from nondiff.core.estimator import (
     Decide,
     Rest,
     SuccessLikelihood,
-    joint_log_prob,
     losses_of,
 )
 from nondiff.core.trainer import check_count
@@ -31,7 +31,8 @@ class Tabulate(AbstractEstimator):
     - `objective`: `SuccessLikelihood()` (default; for a loss that is 0 where the answer is right) or `ExpectedLoss()`.
     - `limit`: the longest list that is accepted (default 100,000).
 
-    The list is asked about for every case, and an `Opaque` program answers it from memory after the first time.
+    The list is asked about once a step where `rest` compares by broadcasting (`program(symbols) != answers`), and
+    otherwise for every case; an `Opaque` program answers it from memory after the first time.
 
     **Raises** `ValueError` if the list is longer than `limit`.
 
@@ -51,9 +52,9 @@ class Tabulate(AbstractEstimator):
         check_count("Tabulate", "limit", self.limit)
 
     def surrogate(
-        self, rest: Rest, logits: Array, value: Array, *, decide: Decide, key: Key[Array, ""]
+        self, rest: Rest, logits: Array, decision: Array, *, decide: Decide, key: Key[Array, ""]
     ) -> Float[Array, " cases"]:
-        del value, decide, key
+        del decision, decide, key
         cases, *parts, n = logits.shape
         count = n ** math.prod(parts)
         if count > self.limit:
@@ -61,7 +62,26 @@ class Tabulate(AbstractEstimator):
                 f"`Tabulate(limit={self.limit})`: {math.prod(parts)} parts of {n} symbols make {count} assignments; "
                 "use `MarginalLikelihood()`, which samples them, or raise the limit."
             )
-        table = np.array(list(itertools.product(range(n), repeat=math.prod(parts))), np.int32)
-        symbols = jnp.broadcast_to(table.reshape(count, 1, *parts), (count, cases, *parts))
-        everything = jnp.ones((count, cases), bool)
-        return self.objective(losses_of(rest, symbols), joint_log_prob(logits, symbols), everything)
+        table = np.array(list(itertools.product(range(n), repeat=math.prod(parts))), np.int32).reshape(count, 1, *parts)
+        rows = 1 if _broadcasts(rest, table[0], cases) else cases
+        losses = losses_of(rest, jnp.broadcast_to(table, (count, rows, *parts)))
+        return self.objective(losses, every_log_prob(logits), jnp.ones((count, cases), bool))
+
+
+def every_log_prob(logits: Float[Array, "cases *parts symbols"]) -> Float[Array, "count cases"]:
+    """Of all assignments, the last part's symbols in a row: an outer sum, part by part."""
+    cases, n = logits.shape[0], logits.shape[-1]
+    total = jnp.zeros((cases, 1), logits.dtype)
+    for part in jnp.moveaxis(jax.nn.log_softmax(logits).reshape(cases, -1, n), 1, 0):
+        total = (total[:, :, None] + part[:, None, :]).reshape(cases, -1)
+    return total.T
+
+
+def _broadcasts(rest: Rest, one: np.ndarray, cases: int) -> bool:
+    """Does `rest` compare the symbols of one case with every case's own answer? Then a table needs asking once."""
+    if cases == 1:
+        return True
+    try:
+        return jax.eval_shape(rest, jnp.asarray(one)).shape == (cases,)
+    except Exception:  # whatever a `rest` raises that needs its symbols case by case
+        return False

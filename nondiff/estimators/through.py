@@ -52,10 +52,11 @@ def through(
         raise ValueError(
             f"`through(logits)` is {logits.dtype}{list(logits.shape)}; expected floats `[cases, ..., symbols]`."
         )
-    value = jnp.asarray(rest(decide(jax.lax.stop_gradient(logits))))
+    decision = decide(jax.lax.stop_gradient(logits))
+    value = jnp.asarray(rest(decision))
     if value.shape != logits.shape[:1] or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
             f"`through(rest)`: `rest` returned {value.dtype}{list(value.shape)}; expected one float loss per case, "
             f"`[{logits.shape[0]}]`. Compare each case with its own answer, and do not average."
         )
-    return with_gradient_of(value, via.surrogate(rest, logits, value, decide=decide, key=key))
+    return with_gradient_of(value, via.surrogate(rest, logits, decision, decide=decide, key=key))
