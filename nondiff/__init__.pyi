@@ -10,6 +10,10 @@ from . import problems as problems
 from . import run as run
 from . import testing as testing
 from . import trainers as trainers
+from .core.chain import AbstractStage as AbstractStage
+from .core.chain import Chain as Chain
+from .core.chain import Decision as Decision
+from .core.chain import Layer as Layer
 from .core.domain import AbstractDomain as AbstractDomain
 from .core.domain import Categorical as Categorical
 from .core.domain import Integer as Integer
@@ -30,6 +34,7 @@ from .core.query import Wants as Wants
 from .core.step import TrainState as TrainState
 from .core.step import init as init
 from .core.step import step as step
+from .core.through import through as through
 from .core.trainer import AbstractTrainer as AbstractTrainer
 from .estimators import AbstractBaseline as AbstractBaseline
 from .estimators import AbstractRelaxation as AbstractRelaxation
@@ -58,7 +63,6 @@ from .estimators import Surrogate as Surrogate
 from .estimators import Tabulate as Tabulate
 from .estimators import TopK as TopK
 from .estimators import one_hot as one_hot
-from .estimators import through as through
 from .evaluators import Host as Host
 from .evaluators import Ray as Ray
 from .evaluators import Vmap as Vmap

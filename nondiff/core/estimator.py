@@ -7,6 +7,7 @@ and a search trainer on other leaves still sees the true loss.
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -106,6 +107,11 @@ class AbstractEstimator(eqx.Module):
 
         `decision` is `decide(logits)`, which may be the answer of a dear solver.
         """
+
+    def given(self, answers: Any) -> "AbstractEstimator":
+        """This estimator, told what the right answers of the batch are, `[cases, ...]`: only a learned one asks."""
+        del answers
+        return self
 
     def log_prob(
         self, logits: Float[Array, "cases *parts symbols"], symbols: Int[Array, "set cases *parts"]

@@ -1,6 +1,7 @@
 """How a learning signal crosses a part that has no derivative."""
 
 from nondiff.core.estimator import ExpectedLoss, Heuristic, SuccessLikelihood
+from nondiff.core.through import through
 from nondiff.estimators.auto import Auto
 from nondiff.estimators.blackbox import Blackbox
 from nondiff.estimators.decisions import TopK, one_hot
@@ -21,7 +22,6 @@ from nondiff.estimators.straight_through import (
 )
 from nondiff.estimators.surrogate import LossModel, Surrogate
 from nondiff.estimators.tabulate import Tabulate
-from nondiff.estimators.through import through
 
 __all__ = [
     "AbstractBaseline",

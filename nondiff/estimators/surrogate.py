@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import jax.tree_util as jtu
 from jaxtyping import Array, Float, Key
 
 from nondiff.core.estimator import AbstractEstimator, Decide, Heuristic, Rest, losses_of
@@ -24,7 +25,7 @@ class LossModel(eqx.Module):
     """Beliefs and context to one number: a network with one hidden layer.
 
     **Arguments:** `parts` and `symbols` of the boundary, `context`: how many numbers say what the right answer is
-    (default 0), `width` (default 256), and a `key`.
+    (default 0: none are looked at), `width` (default 256), and a `key`.
 
     >>> import jax
     >>> net = LossModel(2, 10, context=19, key=jax.random.key(0))
@@ -34,22 +35,20 @@ class LossModel(eqx.Module):
 
     hidden: eqx.nn.Linear
     out: eqx.nn.Linear
+    context: int = eqx.field(static=True)
 
     def __init__(self, parts: int, symbols: int, *, context: int = 0, width: int = 256, key: Key[Array, ""]):
-        for name, value, least in (("parts", parts, 1), ("symbols", symbols, 1), ("context", context, 0)):
-            check_count("LossModel", name, value, least)
+        for name, value in (("parts", parts), ("symbols", symbols), ("width", width)):
+            check_count("LossModel", name, value)
+        check_count("LossModel", "context", context, least=0)
+        self.context = context
         k_hidden, k_out = jr.split(key)
-        self.hidden = eqx.nn.Linear(parts * symbols + context, check_width(width), key=k_hidden)
+        self.hidden = eqx.nn.Linear(parts * symbols + context, width, key=k_hidden)
         self.out = eqx.nn.Linear(width, "scalar", key=k_out)
 
     def __call__(self, beliefs: Float[Array, "*parts symbols"], context: Any) -> Float[Array, ""]:
-        x = beliefs.ravel() if context is None else jnp.concatenate([beliefs.ravel(), jnp.ravel(context)])
+        x = jnp.concatenate([beliefs.ravel(), jnp.ravel(context)]) if self.context else beliefs.ravel()
         return self.out(jax.nn.relu(self.hidden(x)))
-
-
-def check_width(width: int) -> int:
-    check_count("LossModel", "width", width)
-    return width
 
 
 class Surrogate(AbstractEstimator):
@@ -63,9 +62,9 @@ class Surrogate(AbstractEstimator):
     - `tolerance`: of the loss, up to which an assignment succeeds (default 0).
 
     `net` is a part of `params`, and backwards it gets its own fitting gradient: `params = {"read": ..., "credit":
-    Surrogate(LossModel(...))}`, and in the loss `via=params["credit"].given(answers)`. `given` takes what `rest`
-    compares with, floats `[cases, ...]`, without which the net cannot know what is right. Far fewer calls than any
-    other estimator; the boundary learns once the net has. A heuristic: the gradient is the net's.
+    Surrogate(LossModel(...))}`, and in the loss `via=params["credit"].given(answers)`; a `Chain` does so by itself.
+    `given` takes what `rest` compares with, `[cases, ...]`, without which the net cannot know what is right. Far fewer
+    calls than any other estimator; the boundary learns once the net has. A heuristic: the gradient is the net's.
 
     **Raises** `ValueError` for fewer than 1 sample, a negative tolerance, and a context that is not one per case.
 
@@ -96,19 +95,19 @@ class Surrogate(AbstractEstimator):
         if not self.tolerance >= 0:
             raise ValueError(f"`Surrogate(tolerance={self.tolerance})`: expected 0 or more.")
 
-    def given(self, context: Float[Array, "cases ..."]) -> "Surrogate":
-        """This estimator, told what the answers of the present batch are."""
-        return dataclasses.replace(self, context=context)
+    def given(self, answers: Any) -> "Surrogate":
+        return dataclasses.replace(self, context=answers)
 
     def surrogate(
         self, rest: Rest, logits: Array, decision: Array, *, decide: Decide, key: Key[Array, ""]
     ) -> Float[Array, " cases"]:
         del decision, decide
-        if self.context is not None and self.context.shape[:1] != logits.shape[:1]:
-            raise ValueError(
-                f"`Surrogate.given(context)` has shape {list(self.context.shape)}; expected one row for each of "
-                f"{logits.shape[0]} cases."
-            )
+        for x in jtu.tree_leaves(self.context):
+            if x.shape[:1] != logits.shape[:1]:
+                raise ValueError(
+                    f"`Surrogate.given(answers)` has shape {list(x.shape)}; expected one row for each of "
+                    f"{logits.shape[0]} cases."
+                )
         k_sharp, k_beliefs, k_symbols = jr.split(key, 3)
         here = jnp.broadcast_to(jax.lax.stop_gradient(logits), (self.samples, *logits.shape))
         alpha = jr.choice(k_sharp, jnp.array(CONCENTRATIONS, logits.dtype), (*here.shape[:-1], 1))
