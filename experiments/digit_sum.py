@@ -31,10 +31,12 @@ class Config:
 
     trainer: Literal["backprop", "open_es", "genetic", "split"] = "backprop"
     """How the network learns; `split` gives the hidden layer a gradient and the last layer a search."""
-    via: Literal["marginal_likelihood", "score_function", "tabulate"] = "marginal_likelihood"
+    via: Literal["auto", "indecater", "marginal_likelihood", "score_function", "smoothing", "splitting", "tabulate"] = (
+        "marginal_likelihood"
+    )
     """How a gradient crosses the program, where one is asked."""
     samples: int = 100
-    """Assignments that a sampling estimator tries per pair."""
+    """Assignments per pair, of `marginal_likelihood` and `score_function`; the others have their defaults."""
     entropy: float = 0.02
     """Weight of the score function's entropy bonus."""
     steps: int | None = None
@@ -108,11 +110,16 @@ def read(params: Any, images: Any) -> Any:
 
 
 def choose_estimator(config: Config) -> nd.AbstractEstimator:
-    if config.via == "marginal_likelihood":
-        return nd.MarginalLikelihood(config.samples)
-    if config.via == "score_function":
-        return nd.ScoreFunction(config.samples, entropy=config.entropy)
-    return nd.Tabulate()
+    kinds: dict[str, Callable[[], nd.AbstractEstimator]] = {
+        "auto": nd.Auto,
+        "indecater": nd.IndeCateR,
+        "marginal_likelihood": lambda: nd.MarginalLikelihood(config.samples),
+        "score_function": lambda: nd.ScoreFunction(config.samples, entropy=config.entropy),
+        "smoothing": nd.Smoothing,
+        "splitting": nd.Splitting,
+        "tabulate": nd.Tabulate,
+    }
+    return kinds[config.via]()
 
 
 def choose_trainer(config: Config) -> nd.AbstractTrainer:

@@ -11,6 +11,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.random as jr
+import jax.tree_util as jtu
 from jaxtyping import Array, Float, Key, PyTree
 
 from nondiff.core.estimator import AbstractEstimator, Decide, argmax
@@ -80,11 +81,17 @@ class Decision(AbstractStage):
 
     def init(self, *, key: Key[Array, ""]) -> Params:
         del key
-        return eqx.filter(self.via, eqx.is_inexact_array)
+        own = eqx.filter(self.via, eqx.is_inexact_array)
+        return own if jtu.tree_leaves(own) else ()
 
     def __call__(self, params: Params, x: Any) -> Any:
         del params
         return self.program(self.decide(x))
+
+    def estimator(self, params: Params, answers: Any) -> AbstractEstimator:
+        """`via` with its leaves as they are trained, told the answers of the batch."""
+        via = eqx.combine(params, self.via) if jtu.tree_leaves(params) else self.via
+        return via.given(answers)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # no pytree: `chain.init` is to be a function, not a tree of arrays
@@ -157,7 +164,7 @@ class Chain:
             stage = self.stages[name]
             if isinstance(stage, Decision):
                 k_here, k_rest = jr.split(key)
-                via = eqx.combine(params[name], stage.via).given(answers)
+                via = stage.estimator(params[name], answers)
 
                 def rest(decisions: Any, stage: Decision = stage, later: list[str] = names[i + 1 :], k: Any = k_rest):
                     return self._rest(later, params, stage.program(decisions), answers, k, compare)
