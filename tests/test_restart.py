@@ -94,7 +94,9 @@ def test_tries_end_and_params_are_those_of_the_last() -> None:
 def test_on_ends_a_trainer_that_never_does() -> None:
     """A flat loss never gets better, so a try has one step and `on` more; and each starts elsewhere."""
     firsts: list[np.ndarray] = []
-    trainer = nd.Restart(nd.OpenES(optax.sgd(0.1), sigma=1e-3, population=4), on=3, tries=4, schedule=nd.Same())
+    trainer = nd.Restart(
+        nd.OpenES(optax.sgd(0.1), sigma=1e-3, population=4), on=nd.NoBetter(3), tries=4, schedule=nd.Same()
+    )
     result = run(trainer, lambda x: firsts.append(x.mean(0)) or np.zeros(len(x)))
     assert result.steps == 4 * 4 and result.reason == "all 4 tries have come to their ends"
     starts = np.array(firsts[1:][::4])
@@ -129,9 +131,17 @@ def test_a_run_cut_at_any_step_is_the_whole_one(tmp_path) -> None:
     ("make", "message"),
     [
         (lambda: nd.Restart(nd.OpenES(optax.sgd(0.1), sigma=0.1, population=4)), r"`OpenES` never ends by itself"),
-        (lambda: nd.Restart(nd.Backprop(optax.sgd(0.1)), on=5), r"`Backprop` has no `population`; use `Same\(\)`"),
+        (
+            lambda: nd.Restart(nd.Backprop(optax.sgd(0.1)), on=nd.NoBetter(5)),
+            r"`Backprop` has no `population`; use `Same\(\)`",
+        ),
         (lambda: nd.Restart(nd.CMAES(), tries=0), r"`Restart\(tries=0\)`: expected a whole number of at least 1"),
-        (lambda: nd.Restart(nd.CMAES(), on=0), r"`Restart\(on=0\)`: expected a whole number of at least 1"),
+        (
+            lambda: nd.Restart(nd.CMAES(), on=nd.NoBetter(0)),
+            r"`NoBetter\(steps=0\)`: expected a whole number of at least 1",
+        ),
+        (lambda: nd.Restart(nd.CMAES(), on=3), r"`Restart\(on=3\)`: expected .*`NoBetter\(100\)`"),
+        (lambda: nd.Restart(nd.CMAES(), steps=0), r"`Restart\(steps=0\)`: expected a whole number of at least 1"),
         (lambda: nd.Restart("CMAES"), r"was given 'CMAES' where a trainer belongs"),
         (lambda: nd.IPOP(1), r"`IPOP\(factor=1\)`: expected a number above 1"),
         (lambda: nd.BIPOP(float("nan")), r"`BIPOP\(factor=nan\)`: expected a number above 1"),
@@ -145,7 +155,7 @@ def test_what_cannot_be_built(make: Any, message: str) -> None:
 def test_any_trainer_that_jax_traces() -> None:
     """The state's shapes grow with the population here."""
     problem = nd.BlackBox(lambda x: jnp.sum((x - 1.0) ** 2), jnp.zeros(3))
-    trainer = nd.Restart(nd.Genetic(population=8), on=5, tries=3)
+    trainer = nd.Restart(nd.Genetic(population=8), on=nd.NoBetter(5), tries=3)
     result = nd.fit(problem, trainer, steps=200, key=jr.key(0), log_every=1)
     assert {row["evaluations"] for row in result.history} == {8, 16, 32}
     assert result.reason == "all 3 tries have come to their ends"
