@@ -109,7 +109,8 @@ def test_restarts() -> None:
     found = bench("restarts.py", *small)
     assert [row["window"] for row in found["detect"][:3]] == [2, 2, 4]
     assert all(row["trapped missed"].endswith(" of 1") for row in found["detect"])
-    assert 0.05 < found["restart"][0]["right"] < 0.9 and found["restart"][0]["steps"] <= 16
+    assert [row["via"] for row in found["restart"]] == ["ScoreFunction", "Splitting"]
+    assert all(0.02 < row["with"] < 0.9 and row["steps"] <= 16 for row in found["restart"])
     assert found["speed"].keys() == {"without", "with"}
 
 

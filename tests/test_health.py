@@ -134,7 +134,7 @@ def test_health_joins_rows_and_leaves_training_alone() -> None:
     result = nd.fit(problem, trainer, steps=50, key=jr.key(0), metrics=[watch], callbacks=[keep], log_every=5)
     np.testing.assert_array_equal(result.params, plain.params)
     assert [row["loss"] for row in result.history] == [row["loss"] for row in plain.history]
-    rows = {row["step"]: row for row in result.history if "why/right" in row}
+    rows = {int(row["step"]): row for row in result.history if "why/right" in row}
     assert list(rows) == [20, 40, 50]
     for step, row in rows.items():
         alone = nd.health(*probe(seen[step]), via=via, key=jr.key(7))

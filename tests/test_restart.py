@@ -142,7 +142,7 @@ def test_a_run_cut_at_any_step_is_the_whole_one(tmp_path) -> None:
             lambda: nd.Restart(nd.CMAES(), on=nd.NoBetter(0)),
             r"`NoBetter\(steps=0\)`: expected a whole number of at least 1",
         ),
-        (lambda: nd.Restart(nd.CMAES(), on=3), r"`Restart\(on=3\)`: expected .*`NoBetter\(100\)`"),
+        (lambda: nd.Restart(nd.CMAES(), on=3), r"`Restart\(on=3\)`: expected .*`NoBetter\(100\)`"),  # pyright: ignore
         (lambda: nd.Restart(nd.CMAES(), steps=0), r"`Restart\(steps=0\)`: expected a whole number of at least 1"),
         (lambda: nd.Restart("CMAES"), r"was given 'CMAES' where a trainer belongs"),
         (lambda: nd.IPOP(1), r"`IPOP\(factor=1\)`: expected a number above 1"),

@@ -13,10 +13,19 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from nondiff.core.estimator import AbstractEstimator, Rest, argmax, joint_log_prob, losses_of
+from nondiff.core.estimator import (
+    AbstractEstimator,
+    Heuristic,
+    Rest,
+    SuccessLikelihood,
+    argmax,
+    joint_log_prob,
+    losses_of,
+)
 from nondiff.core.trainer import check_count
+from nondiff.estimators.marginal_likelihood import first_of_each
 
 
 def health(
@@ -52,7 +61,8 @@ def health(
     - `usage`, `[parts]`: entropy of each part's softmax averaged over the cases: near 0 where all cases get the same
       symbol, a collapse.
     - `cosine`: of the angle between the gradient by `via`, from one draw, and that of its objective over all
-      assignments; 0 where one of them vanishes. Left out where the list is longer than `limit`.
+      assignments (for a heuristic, that of `-log P(success)`); 0 where one of them vanishes. Left out where the list is
+      longer than `limit`.
 
     A trap, a code that the program half accepts, shows as `right` well below 1 with `entropy` near 0 and cases that
     stay `unsolved`. Collapse shows in `usage`, and too few samples in `reached` and in `cosine`.
@@ -81,7 +91,8 @@ def health(
             f"`health(logits)` is {logits.dtype}{list(logits.shape)}; expected floats `[cases, ..., symbols]`."
         )
     k_samples, k_estimate = jr.split(key)
-    value = jnp.asarray(rest(argmax(logits)))
+    decision = argmax(logits)
+    value = jnp.asarray(rest(decision))
     symbols = jr.categorical(k_samples, logits, shape=(samples, *logits.shape[:-1]))
     success = losses_of(rest, symbols) <= tolerance
     right, reached = value <= tolerance, jnp.any(success, 0)
@@ -91,23 +102,16 @@ def health(
         "reached": jnp.mean(reached.astype(float)),
         "unsolved": jnp.mean((~right & ~reached).astype(float)),
         "successes": jnp.mean(success.astype(float)),
-        "effective": jnp.mean(_effective(joint_log_prob(logits, symbols), _distinct(symbols))),
+        "effective": jnp.mean(_effective(joint_log_prob(logits, symbols), first_of_each(symbols, logits.shape[-1]))),
         "entropy": jnp.mean(_entropy(p), 0).ravel(),
         "usage": _entropy(jnp.mean(p, 0)).ravel(),
     }
-    cosine = _cosine(rest, logits, value, via, k_estimate, limit)
+    cosine = _cosine(rest, logits, decision, via, k_estimate, tolerance, limit)
     return found if cosine is None else {**found, "cosine": cosine}
 
 
 def _entropy(p: Float[Array, "*parts symbols"]) -> Float[Array, "*parts"]:
     return -jnp.sum(jax.scipy.special.xlogy(p, p), -1)
-
-
-def _distinct(symbols: Int[Array, "samples cases *parts"]) -> Bool[Array, "samples cases"]:
-    """True on the first of every group of equal ones."""
-    flat = symbols.reshape(*symbols.shape[:2], -1)
-    equal = jnp.all(flat[:, None] == flat[None], -1)
-    return ~jnp.any(equal & jnp.tri(len(flat), k=-1, dtype=bool)[..., None], 1)
 
 
 def _effective(logp: Float[Array, "samples cases"], distinct: Bool[Array, "samples cases"]) -> Float[Array, " cases"]:
@@ -116,7 +120,13 @@ def _effective(logp: Float[Array, "samples cases"], distinct: Bool[Array, "sampl
 
 
 def _cosine(
-    rest: Rest, logits: Array, value: Array, via: AbstractEstimator, key: Key[Array, ""], limit: int
+    rest: Rest,
+    logits: Array,
+    decision: Array,
+    via: AbstractEstimator,
+    key: Key[Array, ""],
+    tolerance: int | float,
+    limit: int,
 ) -> Float[Array, ""] | None:
     cases, *parts, n = logits.shape
     count = n ** math.prod(parts)
@@ -125,12 +135,13 @@ def _cosine(
     table = np.array(list(itertools.product(range(n), repeat=math.prod(parts))), np.int32)
     every = jnp.broadcast_to(table.reshape(count, 1, *parts), (count, cases, *parts))
     losses = losses_of(rest, every)
+    objective = SuccessLikelihood(tolerance) if isinstance(via.objective, Heuristic) else via.objective
 
     def exact(z: Array) -> Array:
-        return jnp.sum(via.objective(losses, via.log_prob(z, every), jnp.ones(losses.shape, bool)))
+        return jnp.sum(objective(losses, via.log_prob(z, every), jnp.ones(losses.shape, bool)))
 
     def estimate(z: Array) -> Array:
-        return jnp.sum(via.surrogate(rest, z, value, decide=argmax, key=key))
+        return jnp.sum(via.surrogate(rest, z, decision, decide=argmax, key=key))
 
     a, b = jax.grad(estimate)(logits).ravel(), jax.grad(exact)(logits).ravel()
     size = jnp.linalg.norm(a) * jnp.linalg.norm(b)
