@@ -10,9 +10,9 @@ A network reads handwritten digits and learns from the right answers of a progra
   two) and of 20 that do not (`ScoreFunction(16)`, sums of two digits, the first 20 seeds that end below 60 % right
   sums), each shown to `Stall()` and to some with other settings: how many of either does it stop? `--curves` keeps the
   curves in a file, and reads them from there.
-- restart: `Restart(Backprop(adam), on=Stall(), schedule=Same(), tries=8, steps=1_200)` with `ScoreFunction(16)` and with
-  `Splitting()`: right sums of unseen pairs on 10 seeds, beside the same without restarts, and beside the same network
-  trained on the digits' labels (the ceiling).
+- restart: `Restart(Backprop(adam), on=Stall(), schedule=Same(), tries=8, steps=1_200)` with `ScoreFunction(16)` and
+  with `Splitting()`: right sums of unseen pairs on 10 seeds, beside the same without restarts, and beside the same
+  network trained on the digits' labels (the ceiling).
 - speed: seconds of 1,200 steps with `Restart` around and without, in turns; the median counts.
 
 The programs are written in JAX here: the bits are those of `Opaque` ones, and thousands of steps go sooner.
@@ -51,6 +51,8 @@ class Config:
     """Loss curves of either kind, for `detect`."""
     seeds: int = 10
     """Of `restart`."""
+    vias: tuple[Literal["score_function", "splitting"], ...] = ("score_function", "splitting")
+    """Estimators of `restart`."""
     tries: int = 8
     """Of `restart`."""
     steps: int = 1_200
@@ -110,6 +112,7 @@ def loss_of(task: str, via: nd.AbstractEstimator | None) -> Callable[..., Any]:
 
 
 BACKPROP = nd.Backprop(optax.adam(1e-3))
+VIAS = {"score_function": nd.ScoreFunction(16), "splitting": nd.Splitting()}
 
 
 def train(
@@ -197,7 +200,7 @@ def restart(config: Config) -> list[dict[str, Any]]:
     rows = []
     for seed in range(config.seeds):
         _, ceiling, _ = train("sum2", seed, None, config.steps)
-        for via in (nd.ScoreFunction(16), nd.Splitting()):
+        for via in (VIAS[name] for name in config.vias):
             _, alone, _ = train("sum2", seed, via, config.steps)
             result, right, digits = train("sum2", seed, via, config.tries * config.steps, trainer)
             rows.append(
