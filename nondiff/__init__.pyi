@@ -62,6 +62,7 @@ from .estimators import SuccessLikelihood as SuccessLikelihood
 from .estimators import Surrogate as Surrogate
 from .estimators import Tabulate as Tabulate
 from .estimators import TopK as TopK
+from .estimators import health as health
 from .estimators import one_hot as one_hot
 from .evaluators import Host as Host
 from .evaluators import Ray as Ray
@@ -77,6 +78,7 @@ from .run.checkpointer import Checkpointer as Checkpointer
 from .run.experiment import Experiment as Experiment
 from .run.fit import Result as Result
 from .run.fit import fit as fit
+from .run.health import Health as Health
 from .run.held_out import HeldOut as HeldOut
 from .run.lock import FolderInUse as FolderInUse
 from .run.minimise import minimise as minimise
@@ -94,6 +96,7 @@ from .trainers import CMAES as CMAES
 from .trainers import IPOP as IPOP
 from .trainers import PGPE as PGPE
 from .trainers import SNES as SNES
+from .trainers import AbstractCriterion as AbstractCriterion
 from .trainers import AbstractCrossover as AbstractCrossover
 from .trainers import AbstractSchedule as AbstractSchedule
 from .trainers import AbstractSelection as AbstractSelection
@@ -104,12 +107,14 @@ from .trainers import Evosax as Evosax
 from .trainers import Genetic as Genetic
 from .trainers import LogRanks as LogRanks
 from .trainers import Memetic as Memetic
+from .trainers import NoBetter as NoBetter
 from .trainers import OnePointCrossover as OnePointCrossover
 from .trainers import OpenES as OpenES
 from .trainers import Restart as Restart
 from .trainers import Same as Same
 from .trainers import SepCMAES as SepCMAES
 from .trainers import Split as Split
+from .trainers import Stall as Stall
 from .trainers import Tournament as Tournament
 from .trainers import Truncation as Truncation
 from .trainers import UniformCrossover as UniformCrossover

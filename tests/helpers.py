@@ -31,6 +31,7 @@ TRAINERS: dict[str, nd.AbstractTrainer] = {
     "pgpe": nd.PGPE(adam(), sigma=0.1, population=16),
     "pgpe_rank_1": nd.PGPE(adam(), sigma=0.1, population=16, rank=1),
     "restart": nd.Best(nd.Restart(nd.CMAES(0.5))),
+    "restart_stall": nd.Restart(nd.Backprop(adam()), on=nd.Stall(window=50), schedule=nd.Same()),
     "sep_cma_es": nd.SepCMAES(0.5),
     "snes": nd.SNES(sigma=0.3, population=16),
     "snes_rank_1": nd.SNES(sigma=0.3, population=16, rank=1),
@@ -51,7 +52,7 @@ FOR_STEADY_LOSSES = {"best_open_es", "evosax_de"} | {  # they keep losses
     "snes_rank_1",
 }
 
-WITH_GRADIENT = {"backprop", "backprop_samples", "memetic", "split"}
+WITH_GRADIENT = {"backprop", "backprop_samples", "memetic", "restart_stall", "split"}
 
 EVALUATORS: dict[str, nd.AbstractEvaluator] = {
     "host": nd.Host(chunk=5),

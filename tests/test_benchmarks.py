@@ -103,6 +103,17 @@ def test_ray_overhead() -> None:
     assert found["fixed_ms_per_generation"] > 0 and found["speedup_2_workers"] > 0
 
 
+def test_restarts() -> None:
+    """A window so short that everything is noise: what counts is that the tables are whole."""
+    small = "--runs=1", "--steps=8", "--window=2", "--seeds=1", "--tries=2", "--turns=1"
+    found = bench("restarts.py", *small)
+    assert [row["window"] for row in found["detect"][:3]] == [2, 2, 4]
+    assert all(row["trapped missed"].endswith(" of 1") for row in found["detect"])
+    assert [row["via"] for row in found["restart"]] == ["ScoreFunction", "Splitting"]
+    assert all(0.02 < row["with"] < 0.9 and row["steps"] <= 16 for row in found["restart"])
+    assert found["speed"].keys() == {"without", "with"}
+
+
 def test_scale() -> None:
     """Without pauses all is well, up to the driver's own limit; with them only who does not wait is well."""
     rows = bench("scale.py", "--workers", "10", "1000", "--slow=1")["rows"]

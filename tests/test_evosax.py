@@ -263,7 +263,7 @@ def test_plain_python(around: str) -> None:
     trainer = {
         "nothing": search,
         "best": nd.Best(search),
-        "restart": nd.Best(nd.Restart(search, on=10, tries=2)),
+        "restart": nd.Best(nd.Restart(search, on=nd.NoBetter(10), tries=2)),
         "split": nd.Split({"exact": nd.CMAES(0.5), "evosax": search}, {"x": "exact", "y": "evosax"}),
     }[around]
     problem = BlackBox(lambda p: float((p["x"] - 1) ** 2 + np.sum((p["y"] - 2) ** 2)), {"x": 0.0, "y": np.zeros(2)})

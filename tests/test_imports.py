@@ -15,7 +15,7 @@ import nondiff
 ROOT = pathlib.Path(nondiff.__file__).parent
 SHARED = {
     "estimators": "marginal_likelihood smoothing tabulate",  # what `Auto` chooses from
-    "trainers": "adaptation cloud covariance gaussian genotype margin rates schedules weighting",
+    "trainers": "adaptation cloud covariance gaussian genotype margin rates schedules stall weighting",
     "evaluators": "host vmap",  # what a worker of `Ray` does
     "problems": "stage",
 }

@@ -5,6 +5,7 @@ from nondiff.core.through import through
 from nondiff.estimators.auto import Auto
 from nondiff.estimators.blackbox import Blackbox
 from nondiff.estimators.decisions import TopK, one_hot
+from nondiff.estimators.health import health
 from nondiff.estimators.indecater import IndeCateR
 from nondiff.estimators.marginal_likelihood import MarginalLikelihood
 from nondiff.estimators.opaque import Opaque, OpaqueError
@@ -50,6 +51,7 @@ __all__ = [
     "Surrogate",
     "Tabulate",
     "TopK",
+    "health",
     "one_hot",
     "through",
 ]

@@ -22,6 +22,7 @@ from nondiff.trainers.schedules import BIPOP, IPOP, AbstractSchedule, Same
 from nondiff.trainers.sep_cma_es import SepCMAES
 from nondiff.trainers.snes import SNES
 from nondiff.trainers.split import Split
+from nondiff.trainers.stall import AbstractCriterion, NoBetter, Stall
 from nondiff.trainers.weighting import CentredRanks, LogRanks, ZScore
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "IPOP",
     "PGPE",
     "SNES",
+    "AbstractCriterion",
     "AbstractCrossover",
     "AbstractSchedule",
     "AbstractSelection",
@@ -41,12 +43,14 @@ __all__ = [
     "Genetic",
     "LogRanks",
     "Memetic",
+    "NoBetter",
     "OnePointCrossover",
     "OpenES",
     "Restart",
     "Same",
     "SepCMAES",
     "Split",
+    "Stall",
     "Tournament",
     "Truncation",
     "UniformCrossover",

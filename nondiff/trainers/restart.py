@@ -2,14 +2,17 @@
 https://doi.org/10.1109/CEC.2005.1554902): a search that has come to its end begins anew, by a schedule.
 
 A local search finds the bottom of one valley. Many of them, or ones that see more of the landscape at once, find more.
+The same holds for networks that learn through a program: some starts end in a code that the program half accepts, and
+the plateau of their training losses shows it.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
@@ -22,40 +25,47 @@ from nondiff.core.exact import exactly
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, answers, evaluations
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_trainers
-from nondiff.core.tree import split_like
-from nondiff.trainers.schedules import IPOP, AbstractSchedule, Same, Try
+from nondiff.core.tree import select, split_like
+from nondiff.trainers.schedules import IPOP, AbstractSchedule, Try
+from nondiff.trainers.stall import AbstractCriterion, Never
 
 
-class _State(eqx.Module):
-    inner: Any
-    start: Params
-    domain: PyTree
+class _Plan(NamedTuple):
+    """What a schedule decides by; on the host."""
+
     now: Try
-    large: Any
+    is_large: Any
     """Is the present try one of the large ones?"""
-    counts: "_Counts"
-    best: Any
-    """Of this try."""
-    done: Any
-    """The number of the reason why it has ended, or 0."""
-
-
-class _Counts(NamedTuple):
-    """Whole numbers, on the host."""
-
     population: Any
     """The first one."""
-    tries: Any
     large: Any
-    """Of the tries that were large."""
+    """Tries that were large."""
     spent: Any
     """Evaluations in small tries, and in large ones."""
     last: Any
     """Evaluations in the last large try."""
     used: Any
     """Evaluations in this try."""
-    since: Any
-    """Steps of this try without a better loss."""
+
+
+class _State(eqx.Module):
+    inner: Any
+    start: Params
+    domain: PyTree
+    plan: _Plan | None
+    """None where all tries are alike."""
+    watch: Any
+    """What `on` has seen of this try."""
+    level: Any
+    """Of this try."""
+    steps: Any
+    """Of this try."""
+    kept: Params
+    """Of the best try before this one."""
+    kept_level: Any
+    tries: Any
+    done: Any
+    """The number of the reason why it has ended, or 0."""
 
 
 class Restart(AbstractTrainer[_State]):
@@ -66,14 +76,21 @@ class Restart(AbstractTrainer[_State]):
     - `inner`: any trainer. What grows and shrinks are its arguments `population` and `sigma`.
     - `schedule`: `IPOP()` (default), `BIPOP()`, or `Same()`, which needs no `population`.
     - `tries`: how many starts at most, the first one included (default 10).
-    - `on`: steps without a better loss that end a try, for trainers that never end by themselves, or earlier than they
-      do; default `None`: only what `inner` says itself (`CMAES` does).
+    - `on`: when a try is given up, for trainers that never end by themselves, or earlier than they do: `NoBetter(100)`
+      for a loss without noise, `Stall()` for a noisy one. Default `None`: only what `inner` says itself (`CMAES` does).
     - `begin`: a function of a key that gives the point where a try after the first begins. Default `None`: a uniform
-      one for leaves with bounds on both sides, and where the first try began for the others.
+      one for leaves with bounds on both sides, and where the first try began for the others. Where the problem's
+      `params` are a function of a key, as for a network, give the same one here: `begin=network`.
+    - `steps`: a try that has done so many without being given up is the last one (default `None`: no bound). With it
+      `fit(steps=)` is the most for all of them together, `tries * steps`.
 
-    `params` are those of the present try: to keep the best of all, `Best(Restart(...))`, as `minimise` does.
+    `params` are those of the present try, or of an earlier one that was better when it ended: by the level of `on` (for
+    `Stall` the mean loss of its last full window, for others the best loss of the try). So the best try is deployed,
+    whenever training ends. For the best single point of a loss without noise: `Best(Restart(...))`, as `minimise` does.
+    Parts that learn together begin anew together: `Restart(Split(...))`, not inside of it.
 
-    Not traceable: where `inner` is compiled, a larger population is compiled when its try begins. A state whose arrays
+    **Traceable** where `inner` is and all tries are alike (`Same`): one compiled step serves all of them, and `begin`
+    must be a JAX function. Otherwise the larger population of a try is compiled when it begins. A state whose arrays
     grow with the population (that of `Genetic` does, that of `CMAES` does not) can be resumed from a checkpoint only in
     a try as large as the first one.
 
@@ -89,35 +106,67 @@ class Restart(AbstractTrainer[_State]):
     >>> result = nondiff.fit(problem, trainer, steps=2_000, key=jax.random.key(0), stop=stop, log_every=1)
     >>> bool(np.allclose(result.params, 0.0, atol=1e-4))
     True
+
+    A loss with noise and a flat part above -1; each try begins where `begin` says:
+
+    >>> import jax.numpy as jnp, optax
+    >>> def loss(x, batch, key):
+    ...     return jnp.where(x > -1.0, 0.5, (x + 3.0) ** 2 / 8) + 0.1 * jax.random.normal(key)
+    >>> def network(key):
+    ...     return jax.random.uniform(key, (), minval=-5.0, maxval=5.0)
+    >>> problem = nondiff.Supervised(loss, jnp.zeros(1), params=network)
+    >>> trainer = Restart(nondiff.Backprop(optax.adam(0.01)), on=nondiff.Stall(), schedule=nondiff.Same(), tries=8,
+    ...                   begin=network, steps=1_000)
+    >>> result = nondiff.fit(problem, trainer, steps=8_000, key=jax.random.key(0))
+    >>> round(float(result.params)), result.reason
+    (-3, 'a try has done its 1000 steps')
     """
 
     inner: AbstractTrainer
     schedule: AbstractSchedule = eqx.field(kw_only=True, default=IPOP())
     tries: int = eqx.field(kw_only=True, static=True, default=10)
-    on: int | None = eqx.field(kw_only=True, static=True, default=None)
+    on: AbstractCriterion | None = eqx.field(kw_only=True, default=None)
     begin: Callable[[Key[Array, ""]], Params] | None = eqx.field(kw_only=True, static=True, default=None)
-    traceable: ClassVar[bool] = False
+    steps: int | None = eqx.field(kw_only=True, static=True, default=None)
 
     def __check_init__(self) -> None:
         check_trainers("Restart", self.inner)
         check_count("Restart", "tries", self.tries)
+        if self.steps is not None:
+            check_count("Restart", "steps", self.steps)
         name = type(self.inner).__name__
-        if self.on is not None:
-            check_count("Restart", "on", self.on)
-        elif not self.inner.endings:
-            raise ValueError(f"`Restart(on=None)`: `{name}` never ends by itself; give steps, for example `on=100`.")
-        if not isinstance(self.schedule, Same) and not hasattr(self.inner, "population"):
+        if self.on is not None and not isinstance(self.on, AbstractCriterion):
+            raise ValueError(
+                f"`Restart(on={self.on!r})`: expected when a try is given up, for example `NoBetter(100)`, or "
+                "`Stall()` where losses are noisy."
+            )
+        if self.on is None and not self.inner.endings:
+            raise ValueError(
+                f"`Restart(on=None)`: `{name}` never ends by itself; say when a try is given up, for example "
+                "`on=NoBetter(100)`, or `on=Stall()` where losses are noisy."
+            )
+        if not self.schedule.alike and not hasattr(self.inner, "population"):
             raise ValueError(f"`Restart(schedule={self.schedule})`: `{name}` has no `population`; use `Same()`.")
 
     @property
+    def traceable(self) -> bool:
+        return self.inner.traceable and self.schedule.alike
+
+    @property
     def endings(self) -> tuple[str, ...]:
-        return (f"all {self.tries} tries have come to their ends",)
+        every = f"all {self.tries} tries have come to their ends"
+        return (every,) if self.steps is None else (every, f"a try has done its {self.steps} steps")
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
         k_try, k_size = jr.split(key)
-        first = calls.ask(self.inner, calls.init(self.inner, params, domain, k_size), k_size)
-        counts = _Counts(evaluations(first), 0, 0, np.zeros(2, int), 0, 0, 0)
-        return self._begin(params, params, domain, counts, k_try)
+        plan = None
+        if not self.schedule.alike:
+            first = calls.ask(self.inner, calls.init(self.inner, params, domain, k_size), k_size)
+            plan = _Plan(Try(1.0, 1.0, math.inf), False, evaluations(first), 0, np.zeros(2, int), 0, 0)
+        zero, worst = self._array(0), self._array(math.inf)
+        return self._begin(
+            _State(None, params, domain, plan, None, worst, zero, params, worst, zero, zero), params, k_try
+        )
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> PyTree[Query]:
         return calls.ask(self._trainer(state), state.inner, key)
@@ -128,54 +177,99 @@ class Restart(AbstractTrainer[_State]):
         k_tell, k_try, k_point = jr.split(key, 3)
         trainer = self._trainer(state)
         inner, metrics = calls.tell(trainer, state.inner, query, answer, k_tell)
-        losses = [np.asarray(a.ranked) for a in answers(answer)]
-        made, best = sum(map(len, losses)), min(float(x.min(initial=math.inf)) for x in losses)
-        c, is_large = state.counts, int(state.large)
-        spent = c.spent + made * (np.arange(2) == is_large)
-        since = 0 if best < state.best else c.since + 1
-        c = c._replace(spent=spent, used=c.used + made, since=since, last=c.used + made if is_large else c.last)
-        metrics = {**metrics, "tries": c.tries}
-        over = trainer.ended(inner) or c.used >= state.now.most or (self.on is not None and since >= self.on)
-        best = np.array(min(best, float(state.best)))
-        if over and c.tries < self.tries:
-            return self._begin(self._point(state, k_point), state.start, state.domain, c, k_try), metrics
-        done = np.array(int(bool(over)))
-        return dataclasses.replace(state, inner=inner, counts=_arrays(c), best=best, done=done), metrics
+        here = jnp if self.traceable else np
+        losses = here.concatenate([here.asarray(a.ranked) for a in answers(answer)])
+        watch, over, level = _watched(self._on, state.watch, _mean(here, losses), here.min(losses))
+        over = over | (trainer.ended(inner) != 0)
+        steps, plan = state.steps + 1, state.plan
+        if plan is not None:
+            plan = _counted(plan, len(losses))
+            over = over | (plan.used >= plan.now.most)
+        finished = 2 * (steps >= self.steps) if self.steps is not None else 0 * steps
+        done = here.where(over, 1, finished).astype(state.done.dtype)
+        steps, plan = jtu.tree_map(here.asarray, (steps, plan))  # a sum of NumPy's is no array
+        now = dataclasses.replace(state, inner=inner, plan=plan, watch=watch, level=level, steps=steps, done=done)
+
+        def anew() -> _State:
+            lowest = here.asarray(here.minimum(level, now.kept_level))
+            best = dataclasses.replace(now, kept=self.params(now), kept_level=lowest)
+            return self._begin(best, self._point(state, k_point), k_try)
+
+        more = over & (state.tries < self.tries)
+        return self._either(more, anew, lambda: now), {**metrics, "tries": state.tries}
 
     def params(self, state: _State) -> Params:
-        return self.inner.params(state.inner)
+        here = self.inner.params(state.inner)
+        better = state.level <= state.kept_level
+        return select(better, here, state.kept) if self.traceable else (here if better else state.kept)
 
-    def ended(self, state: _State) -> int:
-        return int(state.done)
+    def ended(self, state: _State) -> Any:
+        return state.done
 
-    def _begin(self, point: Params, start: Params, domain: PyTree, c: _Counts, key: Key[Array, ""]) -> _State:
+    @property
+    def _on(self) -> AbstractCriterion:
+        return Never() if self.on is None else self.on
+
+    def _array(self, x: Any) -> Array | np.ndarray:
+        """On the host of 64 bits."""
+        return jnp.asarray(np.asarray(x)) if self.traceable else np.array(x)
+
+    def _either(self, condition: Any, first: Callable[[], _State], second: Callable[[], _State]) -> _State:
+        if not self.traceable:
+            return first() if condition else second()
+        return jax.lax.cond(condition, first, second)
+
+    def _begin(self, state: _State, point: Params, key: Key[Array, ""]) -> _State:
         """The state at the beginning of the next try."""
         k_dice, k_inner = jr.split(key)
-        dice = np.asarray(jr.uniform(k_dice, (2,)), float)
-        now, is_large = self.schedule(int(c.large), (int(c.spent[1]), int(c.spent[0])), int(c.last), dice)
-        c = c._replace(tries=c.tries + 1, large=c.large + is_large, used=0, since=0)
-        zero, now = np.zeros((), int), Try(*map(np.asarray, now))
-        state = _State(None, start, domain, now, zero + is_large, _arrays(c), np.array(math.inf), zero)
-        trainer = self._trainer(state)
-        return dataclasses.replace(state, inner=calls.init(trainer, point, domain, k_inner))
+        plan = state.plan
+        if plan is not None:
+            dice = np.asarray(jr.uniform(k_dice, (2,)), float)
+            spent = int(plan.spent[1]), int(plan.spent[0])
+            now, is_large = self.schedule(int(plan.large), spent, int(plan.last), dice)
+            plan = plan._replace(now=now, is_large=is_large, large=plan.large + is_large, used=0)
+            plan = jtu.tree_map(np.asarray, plan)
+        watch = jtu.tree_map(self._array, self._on.init())
+        zero, level = 0 * state.steps, self._array(math.inf)
+        zero, one_more = jtu.tree_map(jnp.asarray if self.traceable else np.asarray, (zero, state.tries + 1))
+        begun = dataclasses.replace(state, plan=plan, watch=watch, level=level, steps=zero, tries=one_more, done=zero)
+        return dataclasses.replace(begun, inner=calls.init(self._trainer(begun), point, state.domain, k_inner))
 
     def _point(self, state: _State, key: Key[Array, ""]) -> Params:
         if self.begin is None:
             return _anew(state.start, state.domain, key)
-        return jtu.tree_map(lambda x, like: np.asarray(x, like.dtype), self.begin(key), state.start)
-
-    def _population(self, state: _State) -> int:
-        first = int(state.counts.population)
-        return first if state.now.population == 1 else 2 * round(float(state.now.population) * first / 2)
+        here = jnp if self.traceable else np
+        return jtu.tree_map(lambda x, like: here.asarray(x, like.dtype), self.begin(key), state.start)
 
     def _trainer(self, state: _State) -> AbstractTrainer:
         """Of the present try."""
+        if state.plan is None:
+            return self.inner
+        now, first = state.plan.now, int(state.plan.population)
         changed: dict[str, Any] = {}
-        if state.now.population != 1:
-            changed["population"] = self._population(state)
-        if state.now.sigma != 1 and getattr(self.inner, "sigma", None) is not None:
-            changed["sigma"] = jtu.tree_map(lambda s: float(s * state.now.sigma), self.inner.sigma)  # pyright: ignore
+        if now.population != 1:
+            changed["population"] = 2 * round(float(now.population) * first / 2)
+        if now.sigma != 1 and getattr(self.inner, "sigma", None) is not None:
+            changed["sigma"] = jtu.tree_map(lambda s: float(s * now.sigma), self.inner.sigma)  # pyright: ignore
         return dataclasses.replace(self.inner, **changed) if changed else self.inner
+
+
+def _counted(plan: _Plan, made: int) -> _Plan:
+    used = plan.used + made
+    spent = plan.spent + made * (np.arange(2) == plan.is_large)
+    return plan._replace(used=used, spent=spent, last=used if plan.is_large else plan.last)
+
+
+def _mean(here: Any, losses: Any) -> Any:
+    """`here` is NumPy or JAX's; failed evaluations are left out."""
+    ok = here.isfinite(losses)
+    return here.sum(losses, where=ok) / here.maximum(here.sum(ok), 1)
+
+
+@exactly
+def _watched(on: AbstractCriterion, state: Any, mean: Any, best: Any) -> tuple[Any, Any, Any]:
+    new = jtu.tree_map(lambda x, old: jnp.asarray(x, old.dtype), on.update(state, mean, best), state)
+    return new, on.over(new), on.level(new)
 
 
 @exactly
@@ -187,7 +281,3 @@ def _anew(start: Params, domain: PyTree, key: Key[Array, ""]) -> Params:
         return d.sample(x, jnp.ones(()), key=k).astype(x.dtype) if bounded else x
 
     return jtu.tree_map(one, start, domain, split_like(key, start))
-
-
-def _arrays(counts: _Counts) -> _Counts:
-    return _Counts(*(np.asarray(x, np.int64) for x in counts))

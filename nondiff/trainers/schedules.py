@@ -7,7 +7,7 @@ Function Testbed", https://doi.org/10.1145/1570256.1570333.
 
 import abc
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import numpy as np
@@ -32,6 +32,9 @@ class Try(NamedTuple):
 class AbstractSchedule(eqx.Module):
     """How a search differs from those before it."""
 
+    alike: ClassVar[bool] = False
+    """Is every search like the first one? Then it is not asked, and what JAX can trace stays in one compiled step."""
+
     @abc.abstractmethod
     def __call__(self, large: int, spent: tuple[int, int], last: int, dice: np.ndarray) -> tuple[Try, bool]:
         """The next try, and whether it is one of the large ones.
@@ -43,6 +46,8 @@ class AbstractSchedule(eqx.Module):
 
 class Same(AbstractSchedule):
     """The same search again."""
+
+    alike: ClassVar[bool] = True
 
     def __call__(self, large: int, spent: tuple[int, int], last: int, dice: np.ndarray) -> tuple[Try, bool]:
         return Try(1.0, 1.0, math.inf), True
