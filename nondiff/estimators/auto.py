@@ -25,9 +25,9 @@ class Auto(AbstractEstimator):
     - `limit`: the most assignments that are listed, `symbols ** parts` (default 100,000).
     - `samples`: of `MarginalLikelihood` (default 100).
 
-    What was chosen is logged by `logging.getLogger("nondiff")` when it is compiled, and `choose` says it, too. The first
-    two are for a loss that is 0 where the answer is right. Where the loss is a degree and the decision a symbol, name
-    an estimator: `Tabulate(objective=ExpectedLoss())` or `ScoreFunction(samples)`.
+    What was chosen is logged by `logging.getLogger("nondiff")` when it is compiled, and `choose` says it, too. The
+    first two are for a loss that is 0 where the answer is right. Where the loss is a degree and the decision a symbol,
+    name an estimator: `Tabulate(objective=ExpectedLoss())` or `ScoreFunction(samples)`.
 
     **Raises** `ValueError` for a limit or a number of samples below 1.
 
