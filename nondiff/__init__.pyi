@@ -37,6 +37,7 @@ from .core.step import step as step
 from .core.through import through as through
 from .core.trainer import AbstractTrainer as AbstractTrainer
 from .estimators import AbstractBaseline as AbstractBaseline
+from .estimators import AbstractFailure as AbstractFailure
 from .estimators import AbstractRelaxation as AbstractRelaxation
 from .estimators import Auto as Auto
 from .estimators import Blackbox as Blackbox
@@ -46,6 +47,7 @@ from .estimators import GumbelSoftmax as GumbelSoftmax
 from .estimators import Heuristic as Heuristic
 from .estimators import Identity as Identity
 from .estimators import IndeCateR as IndeCateR
+from .estimators import Instead as Instead
 from .estimators import LeaveOneOut as LeaveOneOut
 from .estimators import LossModel as LossModel
 from .estimators import MarginalLikelihood as MarginalLikelihood
@@ -53,6 +55,7 @@ from .estimators import NoBaseline as NoBaseline
 from .estimators import Opaque as Opaque
 from .estimators import OpaqueError as OpaqueError
 from .estimators import Perturbed as Perturbed
+from .estimators import Raise as Raise
 from .estimators import ScoreFunction as ScoreFunction
 from .estimators import Smoothing as Smoothing
 from .estimators import Softmax as Softmax
@@ -62,6 +65,7 @@ from .estimators import SuccessLikelihood as SuccessLikelihood
 from .estimators import Surrogate as Surrogate
 from .estimators import Tabulate as Tabulate
 from .estimators import TopK as TopK
+from .estimators import Vocabulary as Vocabulary
 from .estimators import health as health
 from .estimators import one_hot as one_hot
 from .evaluators import Host as Host

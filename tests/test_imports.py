@@ -14,7 +14,8 @@ import nondiff
 
 ROOT = pathlib.Path(nondiff.__file__).parent
 SHARED = {
-    "estimators": "marginal_likelihood smoothing tabulate",  # what `Auto` chooses from
+    # what `Auto` chooses from, and what `Opaque` is made of
+    "estimators": "marginal_likelihood smoothing tabulate callback calls child failure isolated memo",
     "trainers": "adaptation cloud covariance gaussian genotype margin rates schedules stall weighting",
     "evaluators": "host vmap",  # what a worker of `Ray` does
     "problems": "stage",

@@ -1,9 +1,14 @@
 """`Opaque` owns the calls to a user's program: batched, de-duplicated, counted, and clear when it fails."""
 
+import collections
+import functools
+import logging
 import os
+import pickle
 import subprocess
 import sys
 
+import cloudpickle
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -13,7 +18,7 @@ import optax
 import pytest
 
 import nondiff
-from nondiff import Opaque, OpaqueError
+from nondiff import Instead, Opaque, OpaqueError, Raise, Vocabulary
 
 INT = jax.ShapeDtypeStruct((), jnp.int32)
 FLOAT = jax.ShapeDtypeStruct((), jnp.float32)
@@ -35,6 +40,8 @@ def test_one_row_eager_and_jitted() -> None:
     add = Opaque(total, INT)
     assert add(jnp.array([1, 2])) == jax.jit(add)(np.array([1, 2])) == 3
     assert (add.requests, add.distinct_calls) == (2, 1)
+    add.requests = add.distinct_calls = 0  # from here on
+    assert add(jnp.array([1, 2])) == 3 and (add.requests, add.distinct_calls) == (1, 0)
 
 
 def test_nested_vmap_is_one_request_for_each_case() -> None:
@@ -168,20 +175,26 @@ print(int(jax.jit(lambda x: first(x * 2.0).sum())(x)), first.requests, first.dis
 """
 
 
-@pytest.mark.timeout(60)
-def test_large_arguments_do_not_hang() -> None:
-    """Where JAX has more than one thread, as by default; with one it hangs, and `nondiff doctor` says so."""
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("threads", [None, "1"])
+def test_large_arguments_do_not_hang(threads: str | None) -> None:
+    """With one thread JAX's own `pure_callback` waits forever for the copy of an argument of 80 MB."""
     environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
-    done = subprocess.run([sys.executable, "-c", LARGE], env=environment, capture_output=True, text=True, timeout=50)
+    environment |= {"NPROC": threads} if threads else {}
+    done = subprocess.run([sys.executable, "-c", LARGE], env=environment, capture_output=True, text=True, timeout=100)
     assert done.stdout == f"{2 * (np.arange(20_000) % 7).sum()} 20000 7\n", done.stderr
 
 
-def answering(answer, out=FLOAT) -> jax.Array:
-    """What the program's answer becomes, or the error it makes."""
+def asked(program: Opaque, x) -> jax.Array:
+    """What the program answers, or the error it makes."""
     try:
-        return Opaque(lambda x: answer, out)(jnp.zeros(1))
-    except jax.errors.JaxRuntimeError:
+        return program(jnp.asarray(x))
+    except (jax.errors.JaxRuntimeError, ValueError):  # a compiled call that ran before raises the latter
         raise nondiff.estimators.opaque.last_failure() from None
+
+
+def answering(answer, out=FLOAT) -> jax.Array:
+    return asked(Opaque(lambda x: answer, out), jnp.zeros(1))
 
 
 @pytest.mark.parametrize(
@@ -287,6 +300,15 @@ def test_a_gradient_through_it_names_the_way_out() -> None:
     ("build", "message"),
     [
         (lambda: Opaque(3), r"`Opaque\(fn=3\)`: expected a function"),
+        (lambda: Opaque(total, decode=3), r"`Opaque\(decode=3\)`: expected a function"),
+        (lambda: Opaque(total, encode="ascii"), r"`Opaque\(encode='ascii'\)`: expected a function"),
+        (lambda: Opaque(total, failure=-1), r"`Opaque\(failure=-1\)`: expected `Raise\(\)` or `Instead\(answer\)`"),
+        (lambda: Opaque(total, INT, failure=Instead(0.5)), r"answered float64\[\] to a call.*promised was int32\[\]"),
+        (lambda: Opaque(total, INT, failure=Instead((1, 2))), r"answered \(1, 2\) to a call that failed; expected"),
+        (lambda: Opaque(total, timeout=0), r"`Opaque\(timeout=0\)`"),
+        (lambda: Opaque(total, workers=0), r"`Opaque\(workers=0\)`"),
+        (lambda: Opaque(total, verify=1.5), r"`Opaque\(verify=1.5.*expected a share from 0 to 1"),
+        (lambda: Opaque(total, verify=0.5, deterministic=False), r"`Opaque\(verify=0.5, deterministic=False\)`"),
         (lambda: Opaque(total, "int32"), r"`Opaque\(out='int32'\)`: expected shapes and dtypes"),
         (lambda: Opaque(total, ndim=-1), r"`Opaque\(ndim=-1\)`"),
         (lambda: Opaque(total, cache=-1), r"`Opaque\(cache=-1\)`"),
@@ -297,3 +319,327 @@ def test_a_gradient_through_it_names_the_way_out() -> None:
 def test_what_it_refuses(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# What is remembered.
+
+
+@pytest.mark.parametrize("cache", [0, 3, 7, 1_000])
+def test_memory_is_that_of_a_dictionary(cache: int) -> None:
+    """Against a second implementation: whole numbers in a dictionary that forgets its oldest entries."""
+    random, known = np.random.default_rng(cache), collections.OrderedDict()
+    program, calls = Opaque(lambda d: int(d[0]) ** 2, INT, cache=cache), 0
+    for _ in range(40):
+        batch = random.integers(0, 12, size=16)
+        np.testing.assert_array_equal(program(jnp.asarray(batch)[:, None]), batch**2)
+        asked_now = sorted(set(batch.tolist()) - set(known))
+        calls += len(asked_now)
+        for value in asked_now:
+            known[value] = None
+            while len(known) > cache:
+                known.popitem(last=False)
+        assert program.distinct_calls == calls
+    assert program.requests == 640
+
+
+@pytest.mark.parametrize("out", [INT, (INT, VECTOR)], ids=["number", "tree"])
+def test_a_table_that_comes_again_is_answered_as_before(out) -> None:
+    def answer(d: np.ndarray):
+        return int(d @ [100, 10, 1]) if out is INT else (int(d @ [100, 10, 1]), np.float32([d[0], d[2]]))
+
+    table = np.stack(np.meshgrid(*[np.arange(12)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    program = Opaque(answer, out)
+    ask = jax.jit(lambda x: program(x))
+    order = np.random.default_rng(0)
+    for rows in (table, table, order.permutation(table), np.concatenate([table, table]), table):
+        for x in (rows, rows.astype(np.int8)):  # the same rows, and another question
+            for _ in range(2):
+                found = ask(x)
+                np.testing.assert_array_equal(found if out is INT else found[0], rows @ [100, 10, 1])
+                if out is not INT:
+                    np.testing.assert_array_equal(found[1], rows[:, [0, 2]])
+    assert program.distinct_calls == 2 * len(table)
+    assert program.requests == 2 * 2 * 6 * len(table)
+
+
+def test_more_tables_than_are_remembered() -> None:
+    program = Opaque(lambda d: int(d[0]), INT)
+    for _ in range(2):
+        for start in range(7):
+            rows = np.arange(start, start + 1_500)
+            np.testing.assert_array_equal(program(jnp.asarray(rows)[:, None]), rows)
+    assert program.distinct_calls == 1_506
+
+
+def test_a_table_larger_than_the_memory_is_not_kept_as_one() -> None:
+    program = Opaque(lambda d: int(d[0]), INT, cache=1_000)
+    for calls in (2_000, 3_000):  # the newer half is known
+        np.testing.assert_array_equal(program(jnp.arange(2_000)[:, None]), np.arange(2_000))
+        assert program.distinct_calls == calls
+
+
+def test_sent_elsewhere_it_starts_anew() -> None:
+    add = Opaque(lambda d: total(d), INT, ndim=1, cache=5, failure=Instead(-1), verify=0.5, timeout=3.0)
+    other = pickle.loads(cloudpickle.dumps(add))
+    assert other.out == INT and (other.ndim, other.cache, other.verify, other.timeout) == (1, 5, 0.5, 3.0)
+    assert isinstance(other.failure, Instead) and other.deterministic and other.workers == 1
+    counted = Opaque(total, INT)
+    counted(jnp.array([1, 2]))
+    other = pickle.loads(cloudpickle.dumps(counted))
+    assert other(jnp.array([1, 2])) == 3 and (other.requests, other.distinct_calls) == (1, 1)
+
+
+# What is done when a call fails.
+
+
+def moody(digits: np.ndarray):
+    """Fails in another way for each number from 1 on."""
+    if digits[0] == 1:
+        raise KeyError("no such symbol")
+    if digits[0] == 7:
+        raise SystemExit(3)
+    return {2: np.nan, 3: "text", 4: np.zeros(2), 5: (1.0, 2.0), 6: None}.get(int(digits[0]), float(digits[1]))
+
+
+def test_failed_calls_are_answered_counted_and_logged_once(caplog) -> None:
+    program = Opaque(moody, failure=Instead(-1))
+    x = jnp.array([[0, 5], [1, 0], [2, 0], [3, 0], [4, 0], [5, 0], [6, 0], [7, 0], [1, 0], [0, 7]])
+    with caplog.at_level(logging.WARNING, "nondiff"):
+        for _ in range(2):  # failures are remembered, too
+            np.testing.assert_array_equal(jax.jit(program)(x), [5, *[-1] * 8, 7])
+            assert (program.failures, program.distinct_calls) == (7, 9)
+        program(jnp.array([[1, 1], [3, 1], [2, 1]]))
+    assert program.failures == 10
+    said = [record.getMessage() for record in caplog.records if record.name == "nondiff"]
+    assert len(said) == 5  # KeyError, NaN, shape or dtype, structure, SystemExit
+    assert "`Opaque(moody)` raised on the input [1 0]" in said[0] and "answered by -1." in said[0]
+    assert "`Opaque(moody)` answered nan to [2 0]" in said[1]
+
+
+def test_nan_is_a_failure_unless_it_is_allowed() -> None:
+    def half(x: np.ndarray) -> dict:
+        return {"a": np.float32([x[0], np.nan]), "b": 1}
+
+    out = {"a": VECTOR, "b": INT}
+    with pytest.raises(
+        OpaqueError, match=r"(?s)answered \{.*nan.*\} to \[2\.\]. With `failure=Raise\(allow_nan=True\)`"
+    ):
+        asked(Opaque(half, out), [2.0])
+    got = Opaque(half, out, failure=Raise(allow_nan=True))(jnp.array([2.0]))
+    np.testing.assert_array_equal(got["a"], [2.0, np.nan])
+    program = Opaque(half, out, failure=Instead({"a": np.float32([1, 2]), "b": 3}))
+    got = program(jnp.array([2.0]))
+    assert got["a"].tolist() == [1, 2] and got["b"] == 3 and program.failures == 1
+    got = Opaque(half, out, failure=Instead(7))(jnp.array([2.0]))
+    assert got["a"].tolist() == [7, 7] and got["b"] == 7
+    assert np.isinf(Opaque(moody, failure=Instead(np.inf))(jnp.array([2, 0])))
+    assert np.isinf(Opaque(lambda x: np.inf)(jnp.zeros(1)))  # infinite is a number
+
+
+def test_a_loss_that_is_nan_by_a_failure_is_a_failed_evaluation() -> None:
+    program = Opaque(lambda s: 1 / int(s[0]), failure=Instead(np.nan))
+    with pytest.raises(nondiff.NonFiniteError, match="all evaluations of a query failed"):
+        hybrid(program, 2)
+    assert program.failures == 1  # of symbol 0
+
+
+def test_a_policy_of_ones_own() -> None:
+    class Nearest(nondiff.AbstractFailure):
+        allow_nan: bool = False
+
+        def answer(self, error: OpaqueError):
+            assert "`Opaque(" in str(error)
+            return 0.25
+
+    assert Opaque(moody, failure=Nearest())(jnp.array([1, 2])) == 0.25
+    with pytest.raises(
+        OpaqueError, match=r"`Opaque\(total\)`: `failure` answered float64\[\] to \[0.5\]; promised was int32"
+    ):
+        asked(Opaque(total, INT, encode=lambda n: "no", failure=Nearest()), [0.5])
+
+
+def test_an_interrupt_is_no_failure_of_the_program() -> None:
+    def interrupted(symbols: np.ndarray) -> float:
+        raise KeyboardInterrupt
+
+    program = Opaque(interrupted, failure=Instead(0))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        hybrid(program, 2)
+    assert program.failures == 0 and int(caught.value.state.step) == 0
+
+
+# Text and objects.
+
+
+def test_text_in_and_out() -> None:
+    words = Vocabulary("0123456789+*-_", pad="_")
+    out = jax.ShapeDtypeStruct((5,), jnp.int32)
+    encode = functools.partial(words.encode, length=5)
+    program = Opaque(lambda text: str(eval(text)), out, decode=words.decode, encode=encode)
+    texts = ["3+4*2", "99*99", "7", "1-20"]
+    found = jax.jit(program)(jnp.stack([words.encode(text, 6) for text in texts]))
+    assert [words.decode(row) for row in found] == ["11", "9801", "7", "-19"]
+
+
+def test_objects_and_several_arguments() -> None:
+    def pick(items: list[str], index: int) -> str:
+        return items[index]
+
+    def decode(symbols: np.ndarray, index: np.ndarray) -> tuple[list[str], int]:
+        return [chr(97 + i) for i in symbols], int(index)
+
+    program = Opaque(pick, INT, ndim=(1, 0), decode=decode, encode=ord)
+    x = jnp.array([[0, 1, 2], [5, 6, 7]])
+    np.testing.assert_array_equal(jax.jit(program)(x, jnp.array([2, 0])), [99, 102])
+    whole = Opaque(len, INT, decode=lambda d: (d.tolist(),))  # in a tuple: the only argument
+    assert whole(jnp.arange(4)) == 4
+
+
+def test_errors_name_the_part_that_raised() -> None:
+    words = Vocabulary("ab")
+    with pytest.raises(
+        OpaqueError, match=r"`Opaque\(len\)` has a `decode` that raised on the input \[0 2\](?s:.*)from 0 to 1"
+    ):
+        asked(Opaque(len, INT, decode=words.decode), [0, 2])
+    with pytest.raises(OpaqueError, match=r"`Opaque\(len\)` has a `encode` that raised on the input \[0 1\]"):
+        asked(Opaque(len, INT, decode=words.decode, encode=words.encode), [0, 1])
+    program = Opaque(len, INT, decode=words.decode, failure=Instead(-1))
+    np.testing.assert_array_equal(program(jnp.array([[0, 1], [1, 3]])), [2, -1])
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Vocabulary("abca"), r"`Vocabulary\('abca'\)`: expected characters, each of them once"),
+        (lambda: Vocabulary(""), r"`Vocabulary\(''\)`"),
+        (lambda: Vocabulary("ab", pad="c"), r"`Vocabulary\(pad='c'\)`: expected one of its symbols, 'ab'"),
+        (lambda: Vocabulary("ab").decode([-1]), r"`Vocabulary.decode\(\[-1\]\)`: expected numbers from 0 to 1"),
+        (lambda: Vocabulary("ab").decode([2]), r"expected numbers from 0 to 1"),
+        (lambda: Vocabulary("ab").encode("abc"), r"'c' is none of its symbols, 'ab'"),
+        (
+            lambda: Vocabulary("ab").encode("a", 2),
+            r"`Vocabulary.encode\('a', 2\)`: it is shorter, and there is no `pad`",
+        ),
+        (lambda: Vocabulary("ab_", pad="_").encode("aaa", 2), r"`Vocabulary.encode\('aaa', 2\)`: it is longer"),
+    ],
+)
+def test_what_a_vocabulary_refuses(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_every_text_comes_back() -> None:
+    words = Vocabulary("xyz_", pad="_")
+    for numbers in np.ndindex(3, 3, 3):
+        text = words.decode(np.array(numbers))
+        np.testing.assert_array_equal(words.encode(text), numbers)
+        assert words.decode(words.encode(text, 5)) == text
+    assert len(words) == 4 and words.decode([]) == words.decode([3, 3]) == "" and words.encode("").shape == (0,)
+    assert repr(words) == "Vocabulary('xyz_', pad='_')"
+
+
+# Programs that are not deterministic.
+
+
+def counter(**options) -> Opaque:
+    """It answers how many calls there were before."""
+    calls = []
+    return Opaque(lambda x: calls.append(0) or len(calls) - 1, INT, **options)
+
+
+def test_every_request_is_a_call() -> None:
+    program = counter(deterministic=False)
+    assert sorted(program(jnp.zeros((4, 1))).tolist()) == [0, 1, 2, 3]
+    assert program(jnp.zeros(1)) == 4
+    assert (program.requests, program.distinct_calls) == (5, 5)
+    assert program(jnp.zeros((0, 1))).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("fn", "calls"),
+    [
+        (lambda f, x: f(x) + f(x), 2),  # not merged
+        (lambda f, x: jax.lax.fori_loop(0, 5, lambda i, n: n + f(x), 0), 5),  # nor moved out of a loop
+        (lambda f, x: jax.lax.scan(lambda n, _: (n + f(x), None), 0, None, length=5)[0], 5),
+        (lambda f, x: jax.lax.cond(x[0] > 1, f, lambda x: 0, x), 0),
+        (lambda f, x: (f(x), 0)[1], 1),  # nor left out
+        (lambda f, x: jax.vmap(f)(jnp.stack([x, x, x])).sum(), 3),
+        (lambda f, x: jax.vmap(jax.vmap(f))(jnp.zeros((2, 3, 1))).sum(), 6),
+        (lambda f, x: jax.vmap(lambda x: jax.lax.cond(x[0] > 1, f, lambda x: 0, x))(jnp.zeros((3, 1))).sum(), 3),
+        (lambda f, x: jax.grad(lambda w: w * f(x))(2.0), 1),
+        (lambda f, x: jax.lax.map(f, jnp.stack([x, x, x]), batch_size=2).sum(), 3),
+    ],
+    ids=["twice", "fori", "scan", "cond", "unused", "vmap", "nested", "mapped_cond", "grad", "map"],
+)
+def test_calls_stand_where_they_are_written(fn, calls: int) -> None:
+    program = counter(deterministic=False)
+    total = jax.jit(lambda x: fn(program, x))(jnp.zeros(1)).block_until_ready()
+    assert program.requests == program.distinct_calls == calls
+    if calls > 1 and total != 0:  # of a branch that is not taken the answers are not
+        assert total == sum(range(calls))
+
+
+def test_jax_refuses_to_compute_again_what_is_not_deterministic() -> None:
+    program = counter(deterministic=False)
+    with pytest.raises(NotImplementedError, match=r"[Ee]ffect"):
+        jax.grad(jax.checkpoint(lambda w: w * program(jnp.zeros(1))))(2.0)
+    assert program.requests == 0
+
+
+@pytest.mark.parametrize(
+    ("via", "requests"),
+    [
+        (nondiff.Tabulate(), 2 + 2 * 4),  # the value of two cases, and their tables
+        (nondiff.ScoreFunction(3), 2 + 2 * 3),
+        (nondiff.MarginalLikelihood(5), 2 + 2 * 5),
+    ],
+)
+def test_estimators_past_what_is_not_deterministic(via, requests: int) -> None:
+    program = counter(deterministic=False)
+
+    def loss(logits):
+        return nondiff.through(lambda s: program(s) * 1.0, logits, via=via, key=jr.key(0)).sum()
+
+    _, slope = jax.jit(jax.value_and_grad(loss))(jnp.zeros((2, 1, 4)))
+    assert np.isfinite(slope).all()
+    assert program.requests == program.distinct_calls == requests
+
+
+def test_a_promise_of_the_same_answers_is_verified() -> None:
+    for rows in (np.arange(10), np.arange(2_000)):  # one by one, and as a whole
+        x = jnp.asarray(rows)[:, None]
+        honest = Opaque(lambda d: int(d[0]), INT, verify=1.0)
+        for k in range(3):
+            np.testing.assert_array_equal(honest(x), rows)
+            assert (honest.verified, honest.distinct_calls) == (k * len(rows), len(rows))
+    some = Opaque(lambda d: int(d[0]), INT, verify=0.1)
+    some(x), some(x)
+    assert 120 < some.verified < 280  # 200 are expected, 13 is the standard deviation
+    moody = counter(verify=1.0)
+    assert asked(moody, [5.0]) == 0
+    message = r"is not deterministic: to the input \[5\.\] it answered 0, and now 1. Say so with `deterministic=False`"
+    with pytest.raises(OpaqueError, match=message):
+        asked(moody, [5.0])
+    nan = Opaque(lambda x: np.nan, verify=1.0, failure=Raise(allow_nan=True))
+    for _ in range(2):
+        assert np.isnan(asked(nan, [5.0]))
+
+
+def test_on_several_devices_each_case_is_one_request() -> None:
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from nondiff import Opaque
+program = Opaque(lambda d: int(d.sum()), jax.ShapeDtypeStruct((), jnp.int32))
+mesh = jax.make_mesh((2,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
+x = jax.device_put(jnp.arange(12).reshape(6, 2), NamedSharding(mesh, PartitionSpec("a")))
+print(np.asarray(jax.jit(lambda x: program(x))(x)).tolist(), program.requests)
+calls = []
+count = Opaque(lambda d: calls.append(0) or len(calls), deterministic=False)
+twice = jax.jit(jax.vmap(lambda x: count(x) + count(x)))(jnp.zeros((3, 2)))
+print(float(twice.sum()), count.requests, count.distinct_calls)
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **flags}, capture_output=True, text=True)
+    assert done.stdout == "[1, 5, 9, 13, 17, 21] 6\n21.0 6 6\n", done.stderr

@@ -4,11 +4,13 @@ from nondiff.core.estimator import ExpectedLoss, Heuristic, SuccessLikelihood
 from nondiff.core.through import through
 from nondiff.estimators.auto import Auto
 from nondiff.estimators.blackbox import Blackbox
+from nondiff.estimators.codec import Vocabulary
 from nondiff.estimators.decisions import TopK, one_hot
+from nondiff.estimators.failure import AbstractFailure, Instead, OpaqueError, Raise
 from nondiff.estimators.health import health
 from nondiff.estimators.indecater import IndeCateR
 from nondiff.estimators.marginal_likelihood import MarginalLikelihood
-from nondiff.estimators.opaque import Opaque, OpaqueError
+from nondiff.estimators.opaque import Opaque
 from nondiff.estimators.perturbed import Perturbed
 from nondiff.estimators.score_function import AbstractBaseline, LeaveOneOut, NoBaseline, ScoreFunction
 from nondiff.estimators.smoothing import Smoothing
@@ -26,6 +28,7 @@ from nondiff.estimators.tabulate import Tabulate
 
 __all__ = [
     "AbstractBaseline",
+    "AbstractFailure",
     "AbstractRelaxation",
     "Auto",
     "Blackbox",
@@ -35,6 +38,7 @@ __all__ = [
     "Heuristic",
     "Identity",
     "IndeCateR",
+    "Instead",
     "LeaveOneOut",
     "LossModel",
     "MarginalLikelihood",
@@ -42,6 +46,7 @@ __all__ = [
     "Opaque",
     "OpaqueError",
     "Perturbed",
+    "Raise",
     "ScoreFunction",
     "Smoothing",
     "Softmax",
@@ -51,6 +56,7 @@ __all__ = [
     "Surrogate",
     "Tabulate",
     "TopK",
+    "Vocabulary",
     "health",
     "one_hot",
     "through",
