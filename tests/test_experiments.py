@@ -1,0 +1,150 @@
+"""The experiments: their programs are right, small runs learn, and (slow) the default runs keep what they claim."""
+
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nondiff.launch.main import main
+
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"experiment_{name}", EXPERIMENTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> dict[str, Any]:
+    """What an experiment reports."""
+    assert main(["run", str(EXPERIMENTS / f"{name}.py"), *words, "--no-save", "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]
+
+
+def test_every_sudoku_has_one_filling_and_the_solver_finds_it() -> None:
+    sudoku = load("visual_sudoku")
+    grids = sudoku.all_grids()
+    assert len(np.unique(grids, axis=0)) == 288  # as is known of 4 x 4
+    boards = sudoku.Source(sudoku.Config()).draw(0, 40, 10)
+    image, blank = boards.known == sudoku.IMAGE, boards.known == sudoku.BLANK
+    assert np.all(blank.sum(1) == 6) and np.all(image.sum(1) == 10)
+    given = np.where(image, boards.digits, boards.known)
+    for board, answer, empty in zip(given, boards.answers, blank, strict=True):
+        fillings = grids[np.all((grids == board) | empty, 1)]
+        assert len(fillings) == 1
+        np.testing.assert_array_equal(sudoku.solve(board), fillings[0])
+        np.testing.assert_array_equal(answer, fillings[0] * empty)
+
+
+def test_a_sudoku_that_cannot_be_solved_is_told() -> None:
+    sudoku = load("visual_sudoku")
+    twice = np.array([1, 1, *[0] * 14], np.int32)
+    stuck = np.array([1, 2, 3, 0, *[0] * 3, 4, *[0] * 8], np.int32)  # nothing fits into the first row
+    empty = np.zeros(16, np.int32)
+    assert not sudoku.solve(twice).any() and not sudoku.solve(stuck).any()
+    assert np.any(np.all(sudoku.all_grids() == sudoku.solve(empty), 1))
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_visual_sudoku_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    """A batch stays below 100 KiB: with one thread, as in tests, JAX may hang where a program is given more."""
+    small = ("--steps", "60", "--boards", "8", "--images", "4", "--test-boards", "300", "--width", "64")
+    found = run(capsys, "visual_sudoku", *small)
+    assert found["digit_accuracy"] > 0.8 and found["cell_accuracy"] > 0.5  # guessing: 0.25, and no board in 100
+    assert found["program_calls"] == 60 * 8 * (100 + 1)
+
+
+def test_the_cheapest_way_is_the_cheapest() -> None:
+    """Against Bellman and Ford's relaxation, on real numbers, where it is unique."""
+    paths = load("shortest_path")
+    solver, side = paths.Solver(5), 5
+    for seed in range(10):
+        costs = np.random.default_rng(seed).uniform(0.1, 9, (side, side)).astype(np.float32)
+        least = np.full((side, side), np.inf)
+        least[0, 0] = costs[0, 0]
+        for _ in range(side**2):
+            wide = np.pad(least, 1, constant_values=np.inf)
+            shifts = [
+                wide[1 + i : 1 + i + side, 1 + j : 1 + j + side] for i, j in itertools.product((-1, 0, 1), repeat=2)
+            ]
+            least = np.minimum(least, np.min(shifts, 0) + costs)
+        way = solver(costs)
+        assert set(np.unique(way)) == {0, 1} and way[0, 0] == way[-1, -1] == 1
+        assert np.sum(way * costs) == pytest.approx(least[-1, -1], rel=1e-5)
+
+
+def test_shortest_path_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--steps", "60", "--side", "4", "--maps", "300", "--test-maps", "300", "--channels", "8")
+    found = run(capsys, "shortest_path", *small)
+    assert found["optimal"] > found["random"] + 0.1 and 1 <= found["cost_ratio"] < found["random_cost_ratio"]
+    assert found["solver_calls"] == 60 * 32 * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--weights", "binary"), [-1.0, -1.0, 1.0, 1.0]),
+        (("--weights", "ternary"), [-1.5, 0.0, 0.0, 1.5]),
+        (("--weights", "rounded", "--bits", "2"), [-2.0, 0.0, 0.0, 0.0]),
+        (("--weights", "rounded", "--bits", "3"), [-2.0, -0.6667, 0.6667, 1.3333]),
+    ],
+)
+def test_weights_are_rounded(words: tuple[str, ...], expected: list[float]) -> None:
+    quantized = load("quantized_mlp")
+    settings = {"weights": words[1]} | ({"bits": int(words[3])} if len(words) > 2 else {})
+    weights = jnp.array([[-2.0, -0.5], [0.5, 1.0]])
+    found = quantized.rounded(weights, quantized.Config(**settings))
+    np.testing.assert_allclose(np.ravel(found), expected, atol=1e-4)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_quantized_mlp_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(capsys, "quantized_mlp", "--steps", "80", "--width", "64")
+    assert found["accuracy"] > 0.7 and found["weight_values"] == 2
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_sort_in_the_middle_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    sort = load("sort_in_the_middle")
+    scores = np.array([0.5, -1.0, 2.0], np.float32)
+    np.testing.assert_array_equal(sort.in_order(scores), [1, 0, 2])
+    hands, _ = sort.load(sort.Config(hands=50))
+    assert all(len(set(keys)) == 3 for keys in hands.digits[..., 0].tolist())
+    for digits, answer in zip(hands.digits.tolist(), hands.answers.tolist(), strict=True):
+        assert [value for _, value in sorted(digits)] == answer
+    found = run(capsys, "sort_in_the_middle", "--steps", "150", "--cards", "2", "--hands", "1000", "--width", "64")
+    assert found["answer_accuracy"] > found["unsorted"] + 0.05 and found["same_order"] > 0.6
+    assert found["program_calls"] == 150 * 64 * (2 * 8 + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words", "metric", "least"),
+    [
+        ("visual_sudoku", (), "share_of_ceiling", 0.95),
+        ("shortest_path", (), "share_of_ceiling", 0.9),
+        ("quantized_mlp", (), "share_of_float", 0.95),
+        ("sort_in_the_middle", (), "share_of_ceiling", 0.95),
+        ("sort_in_the_middle", ("--trainer", "split"), "share_of_ceiling", 0.95),
+    ],
+)
+def test_what_is_claimed(name: str, words: tuple[str, ...], metric: str, least: float) -> None:
+    """In a process of its own: with one thread, as in tests, JAX may hang where a program is given 100 KiB or more."""
+    environment = {key: value for key, value in os.environ.items() if key != "NPROC"}
+    command = [sys.executable, "-m", "nondiff.launch.main", "run", str(EXPERIMENTS / f"{name}.py"), *words]
+    done = subprocess.run([*command, "--no-save", "--json"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["metrics"][metric] >= least
