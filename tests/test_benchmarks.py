@@ -109,7 +109,7 @@ def test_restarts() -> None:
     found = bench("restarts.py", *small)
     assert [row["window"] for row in found["detect"][:3]] == [2, 2, 4]
     assert all(row["trapped missed"].endswith(" of 1") for row in found["detect"])
-    assert [row["via"] for row in found["restart"]] == ["ScoreFunction", "Splitting"]
+    assert [row["via"] for row in found["restart"]] == ["splitting", "entropy", "score_function"]
     assert all(0.02 < row["with"] < 0.9 and row["steps"] <= 16 for row in found["restart"])
     assert found["speed"].keys() == {"without", "with"}
 

@@ -144,7 +144,7 @@ def test_a_run_cut_at_any_step_is_the_whole_one(tmp_path) -> None:
         ),
         (lambda: nd.Restart(nd.CMAES(), on=3), r"`Restart\(on=3\)`: expected .*`NoBetter\(100\)`"),  # pyright: ignore
         (lambda: nd.Restart(nd.CMAES(), steps=0), r"`Restart\(steps=0\)`: expected a whole number of at least 1"),
-        (lambda: nd.Restart("CMAES"), r"was given 'CMAES' where a trainer belongs"),
+        (lambda: nd.Restart("CMAES"), r"was given 'CMAES' where a trainer belongs"),  # pyright: ignore
         (lambda: nd.IPOP(1), r"`IPOP\(factor=1\)`: expected a number above 1"),
         (lambda: nd.BIPOP(float("nan")), r"`BIPOP\(factor=nan\)`: expected a number above 1"),
     ],
@@ -231,6 +231,17 @@ def test_a_trap_is_left_after_two_windows() -> None:
 def test_a_plateau_that_is_good_is_kept() -> None:
     result = nd.fit(trap(), stalling(None, on=nd.Stall(PLATEAU, window=10)), steps=100, key=jr.key(0))
     assert result.history[-1]["tries"] == 1 and result.steps == 100
+
+
+def test_a_first_try_is_the_run_without() -> None:
+    def noisy(x: Any, batch: Any, key: Any) -> Any:
+        return (x - 3.0) ** 2 + jr.normal(key)
+
+    trainer = stalling(None, on=nd.Stall(100, window=10))
+    plain, result = (nd.fit(trap(noisy), t, steps=40, key=jr.key(0), log_every=1) for t in (trainer.inner, trainer))
+    losses = [[row["loss"] for row in each.history] for each in (plain, result)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    assert result.params == pytest.approx(plain.params, rel=1e-6) and result.history[-1]["tries"] == 1
 
 
 def test_the_best_try_is_deployed() -> None:
