@@ -234,7 +234,7 @@ def test_answers_that_fit(answer, out: jax.ShapeDtypeStruct, value) -> None:
         (300, jax.ShapeDtypeStruct((), jnp.uint8), r"promised was uint8\[\]"),
         (2, jax.ShapeDtypeStruct((), bool), r"promised was bool\[\]"),
         ("yes", FLOAT, r"answered .*promised was float32\[\]"),
-        ([1.0, [2.0]], VECTOR, r"expected"),
+        ([1.0, [2.0]], VECTOR, r"answered \[1.0, \[2.0\]\] to .* promised was float32\[2\]"),
         (None, FLOAT, r"answered None to \[0\.\]; expected"),
         ((1.0, 2.0), FLOAT, r"answered \(1.0, 2.0\) to \[0\.\]; expected"),
         ({"a": 1.0}, {"b": FLOAT}, r"answered \{'a': 1.0\} to \[0\.\]; expected \{'b'"),
@@ -643,3 +643,13 @@ print(float(twice.sum()), count.requests, count.distinct_calls)
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **flags}, capture_output=True, text=True)
     assert done.stdout == "[1, 5, 9, 13, 17, 21] 6\n21.0 6 6\n", done.stderr
+
+
+def test_a_list_of_numbers_is_an_array_of_them() -> None:
+    program = Opaque(lambda s: sorted(s.tolist()), jax.ShapeDtypeStruct((3,), jnp.int32))
+    np.testing.assert_array_equal(jax.jit(program)(jnp.array([[2, 3, 1], [0, 0, -1]])), [[1, 2, 3], [-1, 0, 0]])
+    np.testing.assert_array_equal(Opaque(sorted, jax.ShapeDtypeStruct((2,), jnp.int32))(jnp.array([2, 1])), [1, 2])
+    for answer in ([1, 2.5], [1, 2**40], [1], [[1], 2], ["1", "2"]):
+        broken = Opaque(lambda s, answer=answer: answer, jax.ShapeDtypeStruct((2,), jnp.int32))
+        with pytest.raises(jax.errors.JaxRuntimeError, match="promised was int32"):
+            broken(jnp.array([0]))

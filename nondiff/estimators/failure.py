@@ -82,7 +82,8 @@ class Broken(ValueError):
 def as_promised(answer: Any, out: PyTree, *, allow_nan: bool) -> list[np.ndarray]:
     """The leaves of an answer, with the shapes and dtypes of `out`; **raises** `Broken`."""
     expected, treedef = jtu.tree_flatten(out)
-    got, got_treedef = jtu.tree_flatten(answer)
+    single = isinstance(out, jax.ShapeDtypeStruct) and isinstance(answer, list)  # an array, as NumPy takes it
+    got, got_treedef = ([answer], treedef) if single else jtu.tree_flatten(answer)
     if treedef != got_treedef:
         raise Broken("it answered another structure than promised", f"answered {answer!r} to", f"; expected {out}.")
     arrays = [_fitted(x, s) for x, s in zip(got, expected, strict=True)]
@@ -114,7 +115,9 @@ def _fitted(answer: Any, promised: jax.ShapeDtypeStruct) -> np.ndarray:
 
 
 def _holds(dtype: Any, x: Any) -> bool:
-    """A Python number has no dtype of its own: any that holds its value will do."""
+    """A Python number has no dtype of its own: any that holds its value will do, alone or in a list."""
+    if isinstance(x, list):
+        return all(_holds(dtype, y) or getattr(y, "dtype", None) == dtype for y in x)
     if isinstance(x, int) and np.issubdtype(dtype, np.integer):
         return bool(np.iinfo(dtype).min <= x <= np.iinfo(dtype).max)
     number = isinstance(x, bool | int | float)
