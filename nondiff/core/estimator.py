@@ -137,13 +137,18 @@ def negative_entropy(logits: Float[Array, "cases *parts symbols"]) -> Float[Arra
     return jnp.sum(jnp.exp(logp) * logp, axis=tuple(range(1, logits.ndim)))
 
 
-def slope_of(rest: Rest, decisions: Float[Array, "cases *parts"]) -> Float[Array, "cases *parts"]:
-    """How each case's loss changes with its decision, for a `rest` that has a derivative there. None flows back."""
+def check_floats(decisions: Array) -> None:
+    """**Raises** `ValueError` for decisions, such as symbols, in which no `rest` has a derivative."""
     if not jnp.issubdtype(decisions.dtype, jnp.floating):
         raise ValueError(
             f"`through(decide)` gives {decisions.dtype}, and this estimator needs the derivative of `rest` in what it "
             "gives: let it decide for floats, for example `decide=one_hot`, or take an estimator that needs none."
         )
+
+
+def slope_of(rest: Rest, decisions: Float[Array, "cases *parts"]) -> Float[Array, "cases *parts"]:
+    """How each case's loss changes with its decision, for a `rest` that has a derivative there. None flows back."""
+    check_floats(decisions)
     return jax.lax.stop_gradient(jax.grad(lambda x: jnp.sum(rest(x)))(jax.lax.stop_gradient(decisions)))
 
 

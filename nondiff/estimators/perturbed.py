@@ -13,7 +13,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 from optax.perturbations import Gumbel, make_perturbed_fun
 
-from nondiff.core.estimator import AbstractEstimator, Decide, Heuristic, Rest, slope_of
+from nondiff.core.estimator import AbstractEstimator, Decide, Heuristic, Rest, check_floats, slope_of
 from nondiff.core.trainer import check_count, check_positive
 
 
@@ -58,15 +58,12 @@ class Perturbed(AbstractEstimator):
     def surrogate(
         self, rest: Rest, logits: Array, decision: Array, *, decide: Decide, key: Key[Array, ""]
     ) -> Float[Array, " cases"]:
-        del decision
+        check_floats(decision)
 
-        def one(case: Array) -> Array:
-            decided = decide(case[None])[0]
-            return decided.astype(case.dtype) if jnp.issubdtype(decided.dtype, jnp.floating) else decided
+        def one(case: Any) -> Any:
+            return decide(case[None])[0]
 
-        mean = make_perturbed_fun(one, self.samples, self.sigma, self.noise)
-        if not jnp.issubdtype(jax.eval_shape(decide, logits).dtype, jnp.floating):
-            slope_of(rest, decide(logits))  # says what is expected
+        mean: Any = make_perturbed_fun(one, self.samples, self.sigma, self.noise)
         decided = jax.vmap(mean)(jr.split(key, logits.shape[0]), logits)  # case by case: no credit for one's neighbours
         slope = slope_of(rest, decided)
         return jnp.sum(slope * decided, tuple(range(1, decided.ndim)))
