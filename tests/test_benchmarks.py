@@ -114,6 +114,39 @@ def test_restarts() -> None:
     assert found["speed"].keys() == {"without", "with"}
 
 
+def test_neural_programs(tmp_path: pathlib.Path) -> None:
+    """Of 14**7 formulas there is no table; calls are counted; what is in the file is not measured again."""
+    rows = tmp_path / "rows.jsonl"
+    small = ("--steps=3", "--cases=64", "--test-cases=50", "--batch-size=8", "--seeds", "3", f"--out={rows}")
+    arguments = (*small, "--tasks", "sum2", "hwf", "--methods", "Tabulate")
+    (row,) = bench("neural_programs.py", *arguments)["rows"]
+    assert (row["task"], row["method"], row["distinct_calls"]) == ("sum2", "Tabulate", 10**2)
+    assert row["calls"] == 3 * (10**2 + 8), "the table, and the decision of each case, at every step"
+    assert all(0 <= share <= 1 and len(row[name]) == 1 for name in ("accuracy", "ceiling") for share in row[name])
+    assert bench("neural_programs.py", *arguments)["rows"] == [row], "the time, too"
+    assert [json.loads(line)["method"] for line in rows.read_text().splitlines()] == ["labels", "Tabulate"]
+
+
+def test_tasks_of_neural_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs, their answers to what is drawn, and no image both to train and to test."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from neural_programs_tasks import METHODS, TASKS  # pyright: ignore[reportMissingImports]
+
+    said = {"sum2": 15, "sum3": 18, "sum4": 20, "mult2": 56, "mod2": 7, "add-sub": 12, "sort3": [3, 7, 8]}
+    symbols = np.array([7, 8, 3, 2])
+    for name, answer in said.items():
+        assert np.all(TASKS[name].program(symbols[: TASKS[name].parts]) == np.asarray(answer))
+    assert [name for name in TASKS if not METHODS["Tabulate"].fits(TASKS[name])] == ["hwf"]
+    for task in TASKS.values():
+        train, test = task.cases(0, 40, 20)
+        answers = train.answers(task.program)
+        assert answers.shape == (40, *task.out.shape) and np.isfinite(answers).all()
+        assert train.symbols.shape == (40, task.parts) and test.symbols.shape == (20, task.parts)
+        assert np.array_equal(train.images.kinds[train.chosen], train.symbols)
+        seen = {image.tobytes() for image in train.images.pixels if image.any()}
+        assert len(seen) == 5_600 and not seen & {image.tobytes() for image in test.images.pixels if image.any()}
+
+
 def test_scale() -> None:
     """Without pauses all is well, up to the driver's own limit; with them only who does not wait is well."""
     rows = bench("scale.py", "--workers", "10", "1000", "--slow=1")["rows"]
