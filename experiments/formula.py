@@ -258,7 +258,7 @@ def make(config: Config) -> nd.Experiment:
     images, unseen = Images.split(config.seed)
     train = Cases.of(images, draw_formulas(random, config.formulas), random)
     test = Cases.of(unseen, draw_formulas(random, 10_000), random)
-    program = nd.Opaque(calculate)
+    program = nd.Opaque(calculate, failure=nd.Raise(allow_nan=True))
     adam = nd.Backprop(optax.adam(config.learning_rate))
 
     def problem(loss: Any, wanted: np.ndarray) -> nd.Supervised:

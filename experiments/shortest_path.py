@@ -7,6 +7,9 @@ convolutional network gives every tile a cost, Dijkstra's algorithm (scipy) find
 over the eight neighbours, and the loss counts the tiles where it differs from the true one. As in "Differentiation of
 Blackbox Combinatorial Solvers" (Vlastelica, Paulus, Musil, Martius & Rolinek, 2020, https://arxiv.org/abs/1912.02175),
 section 4.1, with maps that are drawn here. True costs make the maps, and train the same network: the `ceiling`.
+
+Result, seed 0: on .879 of unseen maps the way costs no more than the best one; .860 with the network that was taught
+true costs, .019 with random costs. Cost: 23 s of training on 2 busy cores, 96,000 questions to the solver.
 """
 
 import dataclasses

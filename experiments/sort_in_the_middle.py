@@ -12,6 +12,9 @@ second network has none, but a search that sees the true loss: `OpenES` with noi
 
 To compare with: the `ceiling`, the same networks, scores taught the keys and cards in their true order while they
 learn; and `unsorted`, the same networks with the cards as they come.
+
+Result, seed 0: .757 of the values are right, .759 with `--trainer split`; the ceiling is .784, and .409 `unsorted`.
+Cost: 32 and 22 s of training on 2 busy cores.
 """
 
 import dataclasses

@@ -155,7 +155,7 @@ def measure(name: str, method: str, seed: int, options: Options) -> Line:
     """One training and its test."""
     task = TASKS[name]
     train, test = cases_of(name, seed, options.cases, options.test_cases)
-    program = nd.Opaque(task.program, task.out)
+    program = nd.Opaque(task.program, task.out, failure=nd.Raise(allow_nan=True))
     learning = on_symbols if method == LABELS else functools.partial(on_answers, program, METHODS[method])
     loss, answers, more = learning(task, train)
 
