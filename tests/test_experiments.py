@@ -135,10 +135,10 @@ def test_sort_in_the_middle_learns(capsys: pytest.CaptureFixture[str]) -> None:
     ("name", "words", "metric", "least"),
     [
         ("visual_sudoku", (), "share_of_ceiling", 0.95),
-        ("shortest_path", (), "share_of_ceiling", 0.9),
+        ("shortest_path", (), "share_of_ceiling", 0.8),
         ("quantized_mlp", (), "share_of_float", 0.95),
-        ("sort_in_the_middle", (), "share_of_ceiling", 0.95),
-        ("sort_in_the_middle", ("--trainer", "split"), "share_of_ceiling", 0.95),
+        ("sort_in_the_middle", (), "share_of_ceiling", 0.92),
+        ("sort_in_the_middle", ("--trainer", "split"), "share_of_ceiling", 0.92),
     ],
 )
 def test_what_is_claimed(name: str, words: tuple[str, ...], metric: str, least: float) -> None:
