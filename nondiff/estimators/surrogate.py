@@ -1,4 +1,4 @@
-"""A learned model of the program's loss (Dickens, van Krieken, Thanapalasingam, Tomczak, van Harmelen & Teije, 2023,
+"""A learned model of the program's loss (van Krieken, Thanapalasingam, Tomczak, van Harmelen & ten Teije, 2023,
 "A-NeSI: A Scalable Approximate Method for Probabilistic Neurosymbolic Inference", https://arxiv.org/abs/2212.12393,
 section 3.2, with the loss in place of the program's answer): fitted to a few calls, followed where it points.
 """
