@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -84,7 +85,7 @@ def modules(*lines: str, cwd: pathlib.Path | None = None) -> set[str]:
 def test_import_is_light() -> None:
     """Nothing heavy comes with `import nondiff`, and no extra with any of its names."""
     extras = {
-        requirement.split(";")[0].split("[")[0].strip().split(">")[0].split("=")[0]
+        re.split(r"[^\w-]", requirement)[0]
         for requirement in importlib.metadata.requires("nondiff") or []
         if "extra ==" in requirement
     } - {"nondiff"}
