@@ -64,7 +64,9 @@ class Surrogate(AbstractEstimator):
     `net` is a part of `params`, and backwards it gets its own fitting gradient: `params = {"read": ..., "credit":
     Surrogate(LossModel(...))}`, and in the loss `via=params["credit"].given(answers)`; a `Chain` does so by itself.
     `given` takes what `rest` compares with, `[cases, ...]`, without which the net cannot know what is right. Far fewer
-    calls than any other estimator; the boundary learns once the net has. A heuristic: the gradient is the net's.
+    calls than any other estimator; the boundary learns once the net has. So the net wants a rate of its own, some ten
+    times that of the network before it, by `Split`: with the same one, sums of two digits were hardly learned. A
+    heuristic: the gradient is the net's.
 
     **Raises** `ValueError` for fewer than 1 sample, a negative tolerance, and a context that is not one per case.
 
