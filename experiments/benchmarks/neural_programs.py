@@ -143,9 +143,7 @@ def on_answers(program: nd.Opaque, method: Method, task: Task, cases: Any) -> tu
 
     def loss(params: Any, batch: Any, key: Any) -> Any:
         *batch, which = batch
-        via = params["via"]
-        if isinstance(via, nd.Surrogate):
-            via = via.given(jax.nn.one_hot(which, len(different)))
+        via = params["via"].given(jax.nn.one_hot(which, len(different)))
         return formula.on_answers(program, via)(params["network"], batch, key)
 
     return loss, (answers, which), {"via": method.make(task, len(different))}

@@ -6,6 +6,7 @@ and a search trainer on other leaves still sees the true loss.
 """
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -135,6 +136,12 @@ def negative_entropy(logits: Float[Array, "cases *parts symbols"]) -> Float[Arra
     """Summed over the parts of a case: small where the network is open."""
     logp = jax.nn.log_softmax(logits)
     return jnp.sum(jnp.exp(logp) * logp, axis=tuple(range(1, logits.ndim)))
+
+
+def check_entropy(owner: str, entropy: int | float, *, like: float) -> None:
+    """**Raises** `ValueError` for a weight of an entropy bonus that is negative or not finite."""
+    if not 0 <= entropy < math.inf:
+        raise ValueError(f"`{owner}(entropy={entropy})`: expected 0 or more, for example {like}.")
 
 
 def check_floats(decisions: Array) -> None:

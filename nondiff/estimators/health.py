@@ -5,7 +5,6 @@ Effective sample size: Kong, 1992, "A Note on Importance Sampling using Standard
 University of Chicago.
 """
 
-import itertools
 import math
 from typing import Any
 
@@ -26,6 +25,7 @@ from nondiff.core.estimator import (
 )
 from nondiff.core.trainer import check_count
 from nondiff.estimators.marginal_likelihood import first_of_each
+from nondiff.estimators.tabulate import every_assignment
 
 
 def health(
@@ -132,8 +132,7 @@ def _cosine(
     count = n ** math.prod(parts)
     if count > limit:
         return None
-    table = np.array(list(itertools.product(range(n), repeat=math.prod(parts))), np.int32)
-    every = jnp.broadcast_to(table.reshape(count, 1, *parts), (count, cases, *parts))
+    every = jnp.broadcast_to(every_assignment(parts, n), (count, cases, *parts))
     losses = losses_of(rest, every)
     objective = SuccessLikelihood(tolerance) if isinstance(via.objective, Heuristic) else via.objective
 

@@ -4,7 +4,6 @@ Welling (2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!").
 """
 
 import abc
-import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -18,6 +17,7 @@ from nondiff.core.estimator import (
     Decide,
     ExpectedLoss,
     Rest,
+    check_entropy,
     joint_log_prob,
     losses_of,
     negative_entropy,
@@ -89,8 +89,7 @@ class ScoreFunction(AbstractEstimator):
 
     def __check_init__(self) -> None:
         check_count("ScoreFunction", "samples", self.samples, least=self.baseline.least)
-        if not 0 <= self.entropy < math.inf:
-            raise ValueError(f"`ScoreFunction(entropy={self.entropy})`: expected 0 or more, for example 0.02.")
+        check_entropy("ScoreFunction", self.entropy, like=0.02)
 
     def surrogate(
         self, rest: Rest, logits: Array, decision: Array, *, decide: Decide, key: Key[Array, ""]

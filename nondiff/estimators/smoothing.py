@@ -6,7 +6,6 @@ Where all members of a population would share one program's answers on one examp
 program is given, and to leave the network before it to its own gradient.
 """
 
-import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -22,6 +21,7 @@ from nondiff.core.estimator import (
     ExpectedLoss,
     Rest,
     argmax,
+    check_entropy,
     joint,
     losses_of,
     negative_entropy,
@@ -69,8 +69,7 @@ class Smoothing(AbstractEstimator):
     def __check_init__(self) -> None:
         check_count("Smoothing", "pairs", self.pairs)
         check_positive("Smoothing", "sigma", self.sigma)
-        if not 0 <= self.entropy < math.inf:
-            raise ValueError(f"`Smoothing(entropy={self.entropy})`: expected 0 or more, for example 0.05.")
+        check_entropy("Smoothing", self.entropy, like=0.05)
 
     def surrogate(
         self, rest: Rest, logits: Array, decision: Array, *, decide: Decide, key: Key[Array, ""]

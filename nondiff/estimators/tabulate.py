@@ -4,13 +4,14 @@ objective itself. No variance, no bias; the right choice wherever the list is sh
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from nondiff.core.estimator import (
     AbstractEstimator,
@@ -62,14 +63,20 @@ class Tabulate(AbstractEstimator):
                 f"`Tabulate(limit={self.limit})`: {math.prod(parts)} parts of {n} symbols make {count} assignments; "
                 "use `MarginalLikelihood()`, which samples them, or raise the limit."
             )
-        table = np.array(list(itertools.product(range(n), repeat=math.prod(parts))), np.int32).reshape(count, 1, *parts)
+        table = every_assignment(parts, n)
         rows = 1 if _broadcasts(rest, table[0], cases) else cases
         losses = losses_of(rest, jnp.broadcast_to(table, (count, rows, *parts)))
         return self.objective(losses, every_log_prob(logits), jnp.ones((count, cases), bool))
 
 
+def every_assignment(parts: Sequence[int], n: int) -> Int[np.ndarray, "count 1 *parts"]:
+    """All `n ** prod(parts)` of them, the last part's symbols in a row."""
+    table = np.array(list(itertools.product(range(n), repeat=math.prod(parts))), np.int32)
+    return table.reshape(len(table), 1, *parts)
+
+
 def every_log_prob(logits: Float[Array, "cases *parts symbols"]) -> Float[Array, "count cases"]:
-    """Of all assignments, the last part's symbols in a row: an outer sum, part by part."""
+    """Of all assignments, in the order of `every_assignment`: an outer sum, part by part."""
     cases, n = logits.shape[0], logits.shape[-1]
     total = jnp.zeros((cases, 1), logits.dtype)
     for part in jnp.moveaxis(jax.nn.log_softmax(logits).reshape(cases, -1, n), 1, 0):

@@ -58,6 +58,21 @@ class Moment:
         return self.trainer.params(self.state.trainer)
 
 
+def check_row(owner: str, every: int, moment: Moment) -> None:
+    """**Raises** `ValueError` for a measurement that would join rows of the log between which it falls."""
+    if every % moment.log_every:
+        fits = -(-every // moment.log_every) * moment.log_every
+        raise ValueError(
+            f"`{owner}(every={every})`: what it measures joins a row of the log, and those come every "
+            f"{moment.log_every} steps (`log_every`). Use a multiple of that, {fits} for example."
+        )
+
+
+def at_row(every: int, moment: Moment) -> bool:
+    """Is a measurement due that joins a row of the log, every so many steps and at the end?"""
+    return moment.logged and (moment.step % every == 0 or moment.step == moment.steps)
+
+
 class AbstractCallback(abc.ABC):
     """Something that happens beside training. Only `__call__` must be written; it returns what its list says.
 

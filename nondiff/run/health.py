@@ -14,7 +14,7 @@ from nondiff.core.trainer import check_count
 from nondiff.core.tree import is_key
 from nondiff.estimators.health import health, named
 from nondiff.estimators.opaque import last_failure
-from nondiff.run.callback import AbstractCallback, Moment
+from nondiff.run.callback import AbstractCallback, Moment, at_row, check_row
 
 
 class Health(AbstractCallback):
@@ -92,15 +92,10 @@ class Health(AbstractCallback):
         self._measured = eqx.filter_jit(measured)
 
     def begin(self, moment: Moment) -> None:
-        if self.every % moment.log_every:
-            fits = -(-self.every // moment.log_every) * moment.log_every
-            raise ValueError(
-                f"`Health(every={self.every})`: its values join a row of the log, and those come every "
-                f"{moment.log_every} steps (`log_every`). Use a multiple of that, {fits} for example."
-            )
+        check_row("Health", self.every, moment)
 
     def due(self, moment: Moment) -> bool:
-        return moment.logged and (moment.step % self.every == 0 or moment.step == moment.steps)
+        return at_row(self.every, moment)
 
     def __call__(self, moment: Moment) -> Mapping[str, Any]:
         last_failure()  # forget one that belongs to training

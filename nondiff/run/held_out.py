@@ -19,7 +19,7 @@ from nondiff.core.tree import is_key, none_like
 from nondiff.core.tree import name as leaf_name
 from nondiff.estimators.opaque import last_failure
 from nondiff.evaluators import Host, Vmap
-from nondiff.run.callback import AbstractCallback, Moment
+from nondiff.run.callback import AbstractCallback, Moment, at_row, check_row
 
 
 class HeldOut(AbstractCallback):
@@ -90,17 +90,12 @@ class HeldOut(AbstractCallback):
         self._loss = _compiled if problem.traceable and evaluator.traceable else _loss
 
     def begin(self, moment: Moment) -> None:
-        if self.every % moment.log_every:
-            fits = -(-self.every // moment.log_every) * moment.log_every
-            raise ValueError(
-                f"`HeldOut(every={self.every})`: its value joins a row of the log, and those come every "
-                f"{moment.log_every} steps (`log_every`). Use a multiple of that, {fits} for example."
-            )
+        check_row("HeldOut", self.every, moment)
         if self.problem.traceable:
             _check_params(self.problem, moment.params)
 
     def due(self, moment: Moment) -> bool:
-        return moment.logged and (moment.step % self.every == 0 or moment.step == moment.steps)
+        return at_row(self.every, moment)
 
     def __call__(self, moment: Moment) -> Mapping[str, Any]:
         last_failure()  # forget one that belongs to training
