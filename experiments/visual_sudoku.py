@@ -167,15 +167,20 @@ def read(params: Any, images: Any) -> Any:
     return flat.reshape(*images.shape[:-1], 4)
 
 
-def make(config: Config) -> nd.Experiment:
+def curriculum(config: Config) -> Callable[[int], Boards]:
+    """The boards of a step."""
     source = Source(config)
-    solver = nd.Opaque(solve, jax.ShapeDtypeStruct((16,), jnp.int32))
-    via = nd.MarginalLikelihood(config.samples)
 
     def batch(step: int) -> Boards:
         grown = min(1.0, step / max(1.0, config.growing * config.steps))
         n_images = config.first_images + round(grown * (config.images - config.first_images))
         return source.draw(step, config.boards, n_images)
+
+    return batch
+
+
+def on_answers(config: Config, solver: nd.Opaque, via: nd.AbstractEstimator) -> nd.Supervised:
+    """Reading, told which blanks come out right."""
 
     def loss(params: Any, batch: Any, key: Any) -> Any:
         images, known, answers = batch
@@ -189,25 +194,36 @@ def make(config: Config) -> nd.Experiment:
 
         return nd.through(wrong, logits, via=via, key=key)
 
-    def on_labels(params: Any, batch: Any, key: Any) -> Any:
+    batch = curriculum(config)
+    return nd.Supervised(loss, lambda step: batch(step).shown, params=network(config))
+
+
+def on_digits(config: Config) -> nd.Supervised:
+    """The ceiling: the same boards, told what every image shows."""
+
+    def loss(params: Any, batch: Any, key: Any) -> Any:
         del key
         images, digits = batch
         losses = optax.softmax_cross_entropy_with_integer_labels(read(params, images), jnp.maximum(digits - 1, 0))
         return jnp.sum(jnp.where(digits > 0, losses, 0.0), 1) / jnp.sum(digits > 0, 1)
 
+    batch = curriculum(config)
+    return nd.Supervised(loss, lambda step: (batch(step).images, batch(step).digits), params=network(config))
+
+
+def make(config: Config) -> nd.Experiment:
+    solver = nd.Opaque(solve, jax.ShapeDtypeStruct((16,), jnp.int32))
+    trainer = nd.Backprop(optax.adam(config.learning_rate))
+
     def report(result: nd.Result) -> dict[str, float]:
         calls, distinct = solver.requests, solver.distinct_calls
-        labelled = nd.Supervised(
-            on_labels, lambda step: (batch(step).images, batch(step).digits), params=network(config)
-        )
-        teacher = nd.Backprop(optax.adam(config.learning_rate))
-        taught = nd.fit(labelled, teacher, steps=config.steps, key=jr.key(config.seed))
+        taught = nd.fit(on_digits(config), trainer, steps=config.steps, key=jr.key(config.seed))
         test = Source(config, test=True).draw(0, config.test_boards, config.images)
-        cells, boards, digits = judge(result.params, test)
+        cells, whole, digits = judge(result.params, test)
         ceiling, _, _ = judge(taught.params, test)
         return {
             "cell_accuracy": cells,
-            "board_accuracy": boards,
+            "board_accuracy": whole,
             "digit_accuracy": digits,
             "ceiling": ceiling,
             "share_of_ceiling": cells / ceiling,
@@ -216,8 +232,8 @@ def make(config: Config) -> nd.Experiment:
             "train_seconds": result.seconds,
         }
 
-    problem = nd.Supervised(loss, lambda step: batch(step).shown, params=network(config))
-    return nd.Experiment(problem, nd.Backprop(optax.adam(config.learning_rate)), config.steps, report=report)
+    problem = on_answers(config, solver, nd.MarginalLikelihood(config.samples))
+    return nd.Experiment(problem, trainer, config.steps, report=report)
 
 
 def judge(params: Any, test: Boards) -> tuple[float, float, float]:
