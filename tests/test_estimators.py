@@ -453,7 +453,6 @@ def test_several_estimators_in_one_compiled_model() -> None:
     assert value == ((whole - np.asarray(TARGET)) ** 2).sum()
     expected = (2 * (whole - np.asarray(TARGET)) * symbols.sum(-1)).sum()
     np.testing.assert_allclose(to_scale, expected, rtol=1e-5)
-    p = jax.nn.softmax(LOGITS)
     table = (np.round(1.3 * TABLE).sum(1)[:, None] - np.asarray(TARGET)) ** 2
 
     def enumerated_steps(logits):
@@ -462,7 +461,6 @@ def test_several_estimators_in_one_compiled_model() -> None:
         return (joint * table).sum()
 
     np.testing.assert_allclose(to_logits, jax.grad(enumerated_steps)(LOGITS), rtol=1e-4, atol=1e-5)
-    assert p.shape == LOGITS.shape
 
 
 @pytest.mark.parametrize("via", [Tabulate(), IndeCateR(3), MarginalLikelihood(20), Splitting(3)], ids=repr)
