@@ -26,7 +26,10 @@ TRAINERS = {
     "open_es": nd.OpenES(optax.adam(0.05), sigma=0.1, population=32),
     "cma_es": nd.CMAES(0.3, population=20),
     "genetic": nd.Genetic(population=20),
+    "consensus": nd.Consensus(nd.OpenES(optax.adam(0.05), sigma=0.1, population=8), shards=4, every=2, rho=1.0),
 }
+SHARDS = nd.Consensus(nd.Backprop(optax.adam(0.05), samples=6), shards=4, every=2, rho=1.0)
+"""Each asks for a gradient of its rows, of 6 members in chunks of 4."""
 
 
 class Fit(nd.AbstractProblem):

@@ -16,11 +16,27 @@ def adam(rate: float = 0.1, steps: int = 200) -> optax.GradientTransformation:
 
 
 TRAINERS: dict[str, nd.AbstractTrainer] = {
+    "admm_backprop": nd.ADMM(nd.Backprop(adam()), nd.prox.L1(1e-3), rho=nd.BalancedRho(0.1), relaxation=1.6),
+    "admm_cma_es": nd.ADMM(nd.CMAES(0.5), nd.prox.Box(-3.0, 3.0), rho=0.1),
+    "admm_open_es": nd.ADMM(
+        nd.OpenES(adam(), sigma=0.1, population=16), nd.prox.L1(1e-3), rho=nd.GrowingRho(0.01), warmup=20
+    ),
+    "admm_split": nd.ADMM(
+        nd.Split(
+            {"slope": nd.Backprop(adam()), "search": nd.OpenES(adam(), sigma=0.1, population=16)},
+            {"a": "slope", "b": "search"},
+        ),
+        nd.prox.Box(-3.0, 3.0),
+        rho=0.1,
+        every=3,
+    ),
     "ars": nd.ARS(adam(), sigma=0.1, population=16),
     "backprop": nd.Backprop(adam()),
     "backprop_samples": nd.Backprop(optax.sgd(1.0), samples=3),
     "best_open_es": nd.Best(nd.OpenES(adam(), sigma=0.1, population=16)),
     "cma_es": nd.CMAES(0.5),
+    "consensus": nd.Consensus(nd.Backprop(adam()), shards=2, every=5, rho=1.0),
+    "consensus_open_es": nd.Consensus(nd.OpenES(adam(), sigma=0.1, population=16), shards=2, every=5, rho=0.3),
     "evosax_cma_es": nd.Evosax("CMA_ES", population=16, settings={"std_init": 0.3}),
     "evosax_de": nd.Evosax("DifferentialEvolution", population=32),
     "genetic": nd.Genetic(population=32),
@@ -41,8 +57,20 @@ TRAINERS: dict[str, nd.AbstractTrainer] = {
     ),
 }
 
+_STEPS = nd.Chain({"in": nd.Dense(2, 4), "bend": nd.Activation(nd.Step()), "out": nd.Dense(4, 1)})
+_POINTS = np.random.default_rng(1).normal(size=(20, 2)).astype(np.float32)
+
+ON_THEIR_OWN: dict[str, tuple[nd.AbstractTrainer, nd.AbstractProblem]] = {
+    "layerwise_admm": (
+        nd.LayerwiseADMM(_STEPS, nd.SquaredError(), rows=20, shards=4),
+        nd.Supervised(_STEPS.loss(nd.SquaredError()), (_POINTS, np.abs(_POINTS[:, :1])), params=_STEPS.init),
+    ),
+}
+"""Trainers of one kind of model, with a problem that has it."""
+
 FOR_STEADY_LOSSES = {"best_open_es", "evosax_de"} | {  # they keep losses
-    "cma_es",  # and these shrink their sigma
+    "admm_cma_es",  # and these shrink their sigma
+    "cma_es",
     "evosax_cma_es",
     "pgpe",
     "pgpe_rank_1",
@@ -52,7 +80,16 @@ FOR_STEADY_LOSSES = {"best_open_es", "evosax_de"} | {  # they keep losses
     "snes_rank_1",
 }
 
-WITH_GRADIENT = {"backprop", "backprop_samples", "memetic", "restart_stall", "split"}
+WITH_GRADIENT = {
+    "admm_backprop",
+    "admm_split",
+    "backprop",
+    "backprop_samples",
+    "consensus",
+    "memetic",
+    "restart_stall",
+    "split",
+}
 
 EVALUATORS: dict[str, nd.AbstractEvaluator] = {
     "host": nd.Host(chunk=5),
@@ -135,16 +172,25 @@ PROBLEMS: dict[str, nd.AbstractProblem] = {
         params=start(),
         steps=10,
     ),
-    "supervised": nd.Supervised(_regression, _rows(20), params=start(), batch_size=8),
+    "supervised": nd.Supervised(_regression, _rows(20), params=start(), batch_size=8, shards=2),
     "supervised_all": nd.Supervised(_regression, _rows(8), params=lambda key: start()),
     "opaque": nd.Supervised(
-        _through_a_program, (_rows(8)[0], np.arange(8) % 5), params=start(), batch_size=4, domain=nd.Real(-5.0, 5.0)
+        _through_a_program,
+        (_rows(8)[0], np.arange(8) % 5),
+        params=start(),
+        batch_size=4,
+        shards=2,
+        domain=nd.Real(-5.0, 5.0),
     ),
 }
 
+WITH_ROWS = {"supervised", "supervised_all", "opaque"}
+
 
 def possible(trainer: str, problem: str, evaluator: str = "vmap") -> bool:
-    """Does this combination exist? A gradient needs a problem and an evaluator that JAX can trace."""
+    """Does this combination exist? A gradient needs a problem and an evaluator that JAX can trace, shards need rows."""
+    if trainer.startswith("consensus") and problem not in WITH_ROWS:
+        return False
     host = not PROBLEMS[problem].traceable
     if host and EVALUATORS[evaluator].traceable:
         return False

@@ -173,3 +173,16 @@ def test_evaluations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         optimum = np.random.default_rng([4, 1]).uniform(-3, 3, 4)
         assert function.values(optimum[None]) == 0
         assert np.all(function.values(optimum + 0.1 * np.eye(4)) > 0)
+
+
+def test_admm() -> None:
+    """The solvers of others agree with it, and a row for each method."""
+    found = bench("admm.py", "--tasks", "lasso", "box-qp", "ternary", "98 %", "digits", "--seeds=1", "--epochs=1")
+    rows = found["rows"]
+    convex = {(row["task"], row["method"]): row["excess"] for row in rows if "excess" in row}
+    assert len(convex) == (3 if found["skipped"] else 5) and all(0 <= excess < 1e-9 for excess in convex.values())
+    networks = {(row["task"], row["method"]): row for row in rows if "excess" not in row}
+    assert [task for task, _ in networks] == 4 * ["ternary"] + 3 * ["98 %"] + 3 * ["digits"]
+    for row in networks.values():
+        assert 0 < row["accuracy_min"] == row["accuracy_mean"] < 1 and row["seconds"] > 0
+    assert networks["digits", "LayerwiseADMM"]["accuracy_min"] > 0.8

@@ -7,7 +7,7 @@ import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 import pytest
-from helpers import DECIDED, ESTIMATORS, EVALUATORS, FOR_STEADY_LOSSES, PROBLEMS, TRAINERS, possible
+from helpers import DECIDED, ESTIMATORS, EVALUATORS, FOR_STEADY_LOSSES, ON_THEIR_OWN, PROBLEMS, TRAINERS, possible
 
 import nondiff as nd
 from nondiff.testing import check_estimator, check_evaluator, check_problem, check_trainer, count_compilations
@@ -18,6 +18,12 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("name", TRAINERS)
 def test_trainer(name: str) -> None:
     check_trainer(TRAINERS[name], moving=name not in FOR_STEADY_LOSSES)
+
+
+@pytest.mark.parametrize("name", ON_THEIR_OWN)
+def test_trainer_on_its_own(name: str) -> None:
+    trainer, problem = ON_THEIR_OWN[name]
+    check_trainer(trainer, problem=problem)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -53,8 +59,11 @@ def same_bits(a: nd.Result, b: nd.Result) -> None:
 
 
 def check_run(trainer: str, problem: str, evaluator: str) -> None:
+    check_parts(PROBLEMS[problem], TRAINERS[trainer], where=EVALUATORS[evaluator])
+
+
+def check_parts(*parts: Any, where: nd.AbstractEvaluator) -> None:
     """Finite, compiled once, and the same bits in one run of 5 steps or two of 2 and 3."""
-    parts, where = (PROBLEMS[problem], TRAINERS[trainer]), EVALUATORS[evaluator]
     whole = nd.fit(*parts, steps=5, key=jr.key(0), evaluator=where)
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jtu.tree_leaves(whole.params))
     half = nd.fit(*parts, steps=2, key=jr.key(0), evaluator=where)
@@ -74,6 +83,12 @@ USUAL = EVERY_TRAINER_ON_EVERY_EVALUATOR + EVERY_PROBLEM
 @pytest.mark.parametrize(("trainer", "problem", "evaluator"), [together(*x) for x in USUAL])
 def test_run(trainer: str, problem: str, evaluator: str) -> None:
     check_run(trainer, problem, evaluator)
+
+
+@pytest.mark.parametrize(("name", "evaluator"), [together(n, e) for n in ON_THEIR_OWN for e in EVALUATORS])
+def test_run_on_its_own(name: str, evaluator: str) -> None:
+    trainer, problem = ON_THEIR_OWN[name]
+    check_parts(problem, trainer, where=EVALUATORS[evaluator])
 
 
 @pytest.mark.slow

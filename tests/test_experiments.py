@@ -1,5 +1,6 @@
 """The experiments: their programs are right, small runs learn, and (slow) the default runs keep what they claim."""
 
+import gzip
 import importlib.util
 import itertools
 import json
@@ -117,6 +118,21 @@ def test_quantized_mlp_learns(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("compiled_quickly")
+def test_step_network_learns(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
+    """From files like those of MNIST: 100 images of 4 x 4, of which a half that is lit is the answer."""
+    network, random = load("step_network"), np.random.default_rng(0)
+    for part, n in (("train", 100), ("t10k", 50)):
+        answers = random.integers(0, 2, n)
+        images = random.integers(0, 60, (n, 4, 4)) + 190 * (np.arange(4) // 2 == answers[:, None])[:, None, :]
+        for kind, data in (("images-idx3", images), ("labels-idx1", answers)):
+            head = bytes([0, 0, 8, data.ndim]) + np.array(data.shape, ">i4").tobytes()
+            (tmp_path / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(head + data.astype(np.uint8).tobytes()))
+            np.testing.assert_array_equal(network.read(tmp_path / f"{part}-{kind}-ubyte.gz"), data)
+    found = run(capsys, "step_network", "--folder", str(tmp_path), "--width", "20", "--steps", "15", "--epochs", "1")
+    assert found["accuracy"] > 0.9 and found["best_accuracy"] >= found["accuracy"]
+
+
+@pytest.mark.usefixtures("compiled_quickly")
 def test_sort_in_the_middle_learns(capsys: pytest.CaptureFixture[str]) -> None:
     sort = load("sort_in_the_middle")
     scores = np.array([0.5, -1.0, 2.0], np.float32)
@@ -136,6 +152,8 @@ def test_sort_in_the_middle_learns(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("visual_sudoku", (), "share_of_ceiling", 0.95),
         ("shortest_path", (), "share_of_ceiling", 0.8),
+        ("step_network", (), "accuracy", 0.9),
+        ("step_network", ("--activation", "relu"), "accuracy", 0.92),
         ("quantized_mlp", (), "share_of_float", 0.95),
         ("sort_in_the_middle", (), "share_of_ceiling", 0.92),
         ("sort_in_the_middle", ("--trainer", "split"), "share_of_ceiling", 0.92),

@@ -17,7 +17,8 @@ ROOT = pathlib.Path(nondiff.__file__).parent
 SHARED = {
     # what `Auto` chooses from, and what `Opaque` is made of
     "estimators": "marginal_likelihood smoothing tabulate callback calls child failure isolated memo",
-    "trainers": "adaptation cloud covariance gaussian genotype margin rates schedules stall weighting",
+    "trainers": "activations adaptation cloud covariance gaussian genotype least_squares margin output_losses rates "
+    "residuals rho schedules stall substeps weighting",
     "evaluators": "host vmap",  # what a worker of `Ray` does
     "problems": "stage",
 }
@@ -47,6 +48,8 @@ def test_arrows(path: pathlib.Path) -> None:
     allowed = {"arrays"} if folder == "arrays" else {"core"}
     if folder == "trainers":
         allowed |= {"arrays"}
+    if folder == "prox":
+        allowed |= {"prox"}
     if folder == "testing":
         allowed |= PLUGINS | {"testing"}
     if folder in PLUGINS | {"distributed"}:

@@ -1,5 +1,6 @@
 """Ray: the same bits in one process and on any number of workers, whoever dies meanwhile."""
 
+import contextlib
 import os
 import pathlib
 import random
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -17,7 +19,7 @@ import jax.tree_util as jtu
 import numpy as np
 import optax
 import pytest
-from far import DATA, STEPS, TRAINERS, Fit, cluster, crew, pids, processes, run, run_in_python, sha, until
+from far import DATA, SHARDS, STEPS, TRAINERS, Fit, cluster, crew, pids, processes, run, run_in_python, sha, until
 
 import nondiff as nd
 from nondiff.distributed import session
@@ -39,10 +41,9 @@ def test_the_number_of_workers_does_not_matter(name: str, workers: int, alone: d
     assert sha(run(crew(workers), name)) == alone[name]
 
 
-@pytest.mark.parametrize("name", TRAINERS)
-def test_workers_killed_at_random(name: str, alone: dict[str, str], crew) -> None:
-    ray = crew(2)
-    run(ray, name, 2)
+@contextlib.contextmanager
+def killing(ray: nd.Ray) -> Iterator[None]:
+    """Up to three of its workers, while something runs."""
     stop = threading.Event()
     killed: list[int] = []
 
@@ -56,11 +57,19 @@ def test_workers_killed_at_random(name: str, alone: dict[str, str], crew) -> Non
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        assert sha(run(ray, name)) == alone[name]
+        yield
     finally:
         stop.set()
         thread.join()
     assert killed
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_workers_killed_at_random(name: str, alone: dict[str, str], crew) -> None:
+    ray = crew(2)
+    run(ray, name, 2)
+    with killing(ray):
+        assert sha(run(ray, name)) == alone[name]
 
 
 def test_late_answers_in_another_order(crew) -> None:
@@ -92,6 +101,30 @@ def test_gradients_are_computed_here(crew) -> None:
     assert sha(one) == sha(two)
     for x, y in zip(jtu.tree_leaves(two.params), jtu.tree_leaves(none.params), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+def on_shards(evaluator: nd.AbstractEvaluator, steps: int = 5) -> nd.Result:
+    return nd.fit(Fit(DATA), SHARDS, steps=steps, key=jr.key(0), evaluator=evaluator)
+
+
+def test_gradients_of_shards_are_computed_there(crew, monkeypatch) -> None:
+    """A worker gets the rows of its shard alone."""
+    sent, ship = [], session.Session._ship
+    monkeypatch.setattr(
+        session.Session, "_ship", lambda self, tree, sizes: sent.append(tree) or ship(self, tree, sizes)
+    )
+    monkeypatch.setattr(session, "_near", None)
+    one, two = on_shards(crew(1)), on_shards(crew(2))
+    assert sha(one) == sha(two)
+    for x, y in zip(jtu.tree_leaves(two.params), jtu.tree_leaves(on_shards(nd.Vmap(4)).params), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+    assert len(sent) == 2 * 4 * 5 and {(len(queries), batch.shape) for _, _, queries, batch in sent} == {(1, (4, 4))}
+
+
+def test_workers_killed_at_the_gradients_of_shards(crew) -> None:
+    in_peace = sha(on_shards(crew(2), STEPS))
+    with killing(crew(2)):
+        assert sha(on_shards(crew(2), STEPS)) == in_peace
 
 
 def test_the_bits_do_not_depend_on_other_runs_of_the_workers(alone: dict[str, str], crew) -> None:

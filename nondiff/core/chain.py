@@ -20,7 +20,7 @@ from nondiff.core.through import through
 
 
 class AbstractStage(eqx.Module):
-    """One part of a `Chain`: `Layer` or `Decision`."""
+    """One part of a `Chain`: `Layer`, `Decision`, or the `Dense` and `Activation` that can be solved for."""
 
     @abc.abstractmethod
     def init(self, *, key: Key[Array, ""]) -> Params:
@@ -29,6 +29,11 @@ class AbstractStage(eqx.Module):
     @abc.abstractmethod
     def __call__(self, params: Params, x: Any) -> Any:
         """`[cases, ...]` to `[cases, ...]`, as it is used after training."""
+
+    @property
+    def decision(self) -> "Decision | None":
+        """What an estimator has to cross here; `None` where JAX differentiates."""
+        return None
 
 
 class Layer(AbstractStage):
@@ -88,6 +93,10 @@ class Decision(AbstractStage):
         del params
         return self.program(self.decide(x))
 
+    @property
+    def decision(self) -> "Decision":
+        return self
+
     def estimator(self, params: Params, answers: Any) -> AbstractEstimator:
         """`via` with its leaves as they are trained, told the answers of the batch."""
         via = eqx.combine(params, self.via) if jtu.tree_leaves(params) else self.via
@@ -100,7 +109,8 @@ class Chain:
 
     **Arguments:**
 
-    - `stages`: name to `Layer` or `Decision`, in their order. The names are those of the parameters, for `Split`.
+    - `stages`: name to `Layer`, `Decision`, `Dense` or `Activation`, in their order. The names are those of the
+      parameters, for `Split`.
 
     `chain(params, x)` is what the model answers, `chain.loss(compare)` a loss for `Supervised`, in which every decision
     has its estimator, and `chain.init` makes the parameters, `{name: ...}`.
@@ -149,12 +159,7 @@ class Chain:
 
         `compare(output, answers)` gives one float per case; for most estimators 0 where the answer is right.
         """
-
-        def loss(params: Mapping[str, Params], batch: PyTree, key: Key[Array, ""]) -> Float[Array, " cases"]:
-            x, answers = batch
-            return self._rest(list(self.stages), params, x, answers, key, compare)
-
-        return loss
+        return _Loss(self, compare)
 
     def _rest(
         self, names: list[str], params: Mapping[str, Params], x: Any, answers: Any, key: Key[Array, ""], compare: Any
@@ -162,13 +167,26 @@ class Chain:
         """The losses, from the activations before the first of these stages."""
         for i, name in enumerate(names):
             stage = self.stages[name]
-            if isinstance(stage, Decision):
+            here = stage.decision
+            if here is not None:
                 k_here, k_rest = jr.split(key)
-                via = stage.estimator(params[name], answers)
+                via = here.estimator(params[name], answers)
 
-                def rest(decisions: Any, stage: Decision = stage, later: list[str] = names[i + 1 :], k: Any = k_rest):
+                def rest(decisions: Any, stage: Decision = here, later: list[str] = names[i + 1 :], k: Any = k_rest):
                     return self._rest(later, params, stage.program(decisions), answers, k, compare)
 
-                return through(rest, x, via=via, key=k_here, decide=stage.decide)
+                return through(rest, x, via=via, key=k_here, decide=here.decide)
             x = stage(params[name], x)
         return compare(x, answers)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Loss:
+    """No closure, so that workers find it by its name."""
+
+    chain: Chain
+    compare: Callable[[Any, Any], Float[Array, " cases"]]
+
+    def __call__(self, params: Mapping[str, Params], batch: PyTree, key: Key[Array, ""]) -> Float[Array, " cases"]:
+        x, answers = batch
+        return self.chain._rest(list(self.chain.stages), params, x, answers, key, self.compare)

@@ -55,6 +55,7 @@ class AbstractEvaluator(eqx.Module):
 def measure(problem: AbstractProblem, query: Query, batch: Batch, drawn: PyTree, key: Key[Array, ""]) -> Evaluation:
     """The answer for one member: the meaning of a query, the same in this process and on a worker."""
     population, wants = query.population, query.wants
+    batch, count = about(problem, query, batch)
 
     def total(member: PyTree) -> tuple[Array, tuple[Array, Array, Array, PyTree]]:
         value, aux = problem.loss(eqx.combine(member, query.others), batch, key=key)
@@ -75,7 +76,15 @@ def measure(problem: AbstractProblem, query: Query, batch: Batch, drawn: PyTree,
         # An evaluation whose gradient is not finite has failed, too: a step along it would lose the parameters.
         finite = [jnp.all(jnp.isfinite(g)) for g in jtu.tree_leaves(gradient)]
         loss = jnp.where(jnp.all(jnp.stack(finite)), loss, jnp.nan) if finite else loss
-    return Evaluation(loss, penalty, value if wants.cases else None, gradient, aux=aux)
+    rows = None if count is None else jnp.full((), count, jnp.float32)
+    computed = None if wants.compute is None else wants.compute(population.shared, drawn, batch, key)
+    cases = value if wants.cases else None
+    return Evaluation(loss, penalty, cases, gradient, rows=rows, aux=aux, computed=computed)
+
+
+def about(problem: AbstractProblem, query: Query, batch: Batch) -> tuple[Batch, int | None]:
+    """The part of the batch that a query is about, and its number of rows if it is not all of it."""
+    return (batch, None) if query.rows is None else type(problem).rows(problem, batch, *query.rows)
 
 
 def sweep(
@@ -181,11 +190,26 @@ def _weights(query: Query, answer: Evaluation) -> Array:
 _weigh_apart, _weights_apart = exactly(weigh), exactly(_weights)
 
 
+def _mean_of(parts: list[Evaluation]) -> PyTree:
+    """The mean gradient of all chunks, from each chunk's; failed members are in none."""
+    counts = np.array([np.isfinite(part.loss).sum() for part in parts])
+    shares = counts / max(counts.sum(), 1)
+
+    def mean(*xs: np.ndarray) -> np.ndarray:
+        return sum((x * x.dtype.type(s) for x, s in zip(xs, shares, strict=True)), np.zeros_like(xs[0]))
+
+    return jtu.tree_map(mean, *[part.gradient for part in parts])
+
+
 def together(
     query: Query, parts: list[Evaluation], *, chunk: int, sums: Callable[[Array], PyTree] | None = None
 ) -> Evaluation:
     """The answer to a query from those to its chunks, which are NumPy's arrays; `sums` of the weights, if not here."""
+    gradient = _mean_of(parts) if query.wants.mean_gradient else None
+    if query.wants.mean_gradient:
+        parts = [dataclasses.replace(part, gradient=None) for part in parts]
     answer = jtu.tree_map(lambda *xs: np.concatenate(xs), *parts)
+    answer = answer if gradient is None else dataclasses.replace(answer, gradient=gradient)
     aux = jtu.tree_map(jnp.asarray, answer.aux)
     if not is_exact(answer.loss):
         answer = jtu.tree_map(jnp.asarray, answer)

@@ -49,6 +49,30 @@ class AbstractProblem(eqx.Module):
         `aux` is any pytree of arrays, for `absorb`; `None` if there is nothing to remember.
         """
 
+    def rows(self, batch: Batch, number: int, of: int) -> tuple[Batch, int]:
+        """Piece `number` of `of` of a batch, from 0, and how many rows it has: for queries about their own part of the
+        data (`Query.rows`).
+
+        Default: the first axis, which all leaves share, cut in order into pieces whose sizes differ by one at most.
+        """
+        lengths = {np.shape(x)[0] if np.ndim(x) else None for x in jtu.tree_leaves(batch)}
+        (length,) = lengths if len(lengths) == 1 else (None,)
+        if length is None or length < of:
+            shapes = [list(np.shape(x)) for x in jtu.tree_leaves(batch)]
+            raise ValueError(
+                f"`{type(self).__name__}`: {of} pieces are wanted of a batch of arrays {shapes}; expected one first "
+                f"axis for all, of at least {of} rows. Ask for fewer pieces, or define `rows(batch, number, of)`, "
+                "which cuts a batch."
+            )
+        part = piece(length, number, of)
+        return jtu.tree_map(lambda x: x[part], batch), part.stop - part.start
+
+    def bare(self) -> "AbstractProblem":
+        """Without what `loss` and `losses` never read, such as data that the batch brings; only this is sent to far
+        workers.
+        """
+        return self
+
     def losses(
         self, members: Params, batch: Batch, *, keys: Key[Array, " pop"]
     ) -> tuple[Float[Array, " pop"] | Float[Array, "pop cases"], Aux]:
@@ -80,6 +104,15 @@ class AbstractProblem(eqx.Module):
     def differentiable(self, params: Params) -> PyTree:
         """Which leaves `jax.grad` may be asked about; a tree of `bool` like `params`."""
         return jtu.tree_map(lambda x: self.traceable and jnp.issubdtype(x.dtype, jnp.inexact), params)
+
+
+def piece(rows: int, number: int, of: int) -> slice:
+    """Where piece `number` of `of` is among so many rows.
+
+    >>> [piece(10, i, 4) for i in range(4)]
+    [slice(0, 2, None), slice(2, 5, None), slice(5, 7, None), slice(7, 10, None)]
+    """
+    return slice(number * rows // of, (number + 1) * rows // of)
 
 
 def starting_point(params: Params | Callable[[Key[Array, ""]], Params], key: Key[Array, ""]) -> Params:

@@ -1,6 +1,7 @@
 """What a trainer asks, and what it is told."""
 
 import abc
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -26,20 +27,31 @@ class Wants(NamedTuple):
     """Every member's own gradient, on the float leaves of its population; a P x D array."""
     mean_gradient: bool = False
     """The gradient averaged over the members that did not fail; one D-vector whatever the population."""
+    compute: Callable[[PyTree, PyTree, PyTree, Key[Array, ""]], PyTree] | None = None
+    """A sub-step where the data are: `compute(shared, own, batch, key)`, arrays out, the same shapes for every member.
+    `shared` is the population's, `own` what its sampler drew for the member. It is traced, and equal functions compile
+    once, so it is a frozen record, not a `lambda` made anew."""
+
+
+class Rows(NamedTuple):
+    """Piece `number` of `of` of the batch, from 0, as `AbstractProblem.rows` cuts it."""
+
+    number: int
+    of: int
 
 
 class Quadratic(eqx.Module):
     """`rho/2 |x - target|^2` on the leaves where `target` is not `None`; added where the loss is computed."""
 
     target: Params
-    rho: Float[Array, ""]
+    rho: Float[Array | np.ndarray, ""]
 
     def __call__(self, params: Params) -> Float[Array, ""]:
         def distance(t: Any, x: Any) -> Any:
             return None if t is None or x is None else jnp.sum((x - t) ** 2)
 
         terms = jtu.tree_leaves(jtu.tree_map(distance, self.target, params, is_leaf=is_none))
-        return 0.5 * self.rho * sum(terms, jnp.zeros(()))
+        return jnp.asarray(0.5 * self.rho) * sum(terms, jnp.zeros(()))
 
 
 class AbstractWeighting(eqx.Module):
@@ -61,11 +73,18 @@ class Query:
     quadratic: tuple[Quadratic, ...] = ()
     weigh: AbstractWeighting | None = None
     """Asks for `Evaluation.sums`."""
+    rows: Rows | None = eqx.field(static=True, default=None)
+    """The part of the batch that the losses are of; all of it by default."""
     wants: Wants = eqx.field(static=True, default=Wants())
 
     def __post_init__(self) -> None:
         if self.wants.gradient and self.wants.mean_gradient:
             raise ValueError("`Query(wants)`: ask for `gradient` or for `mean_gradient`, not for both.")
+        if self.wants.compute is not None and self.quadratic:
+            raise ValueError(
+                "`Query(wants)`: sub-steps (`Wants.compute`) do not see the query's `quadratic`: "
+                "a trainer that computes its own steps, such as `LayerwiseADMM`, cannot be pulled from outside."
+            )
 
     def __len__(self) -> int:
         return self.keys.shape[0]
@@ -92,7 +111,11 @@ class Evaluation:
     """Of `total`: `[pop, ...]` leaves for `Wants.gradient`, `[...]` for `Wants.mean_gradient`; `None` on integers."""
     sums: Any = None
     """The sampler's `sums`, if `Query.weigh` asks for them; the weights are `query.weigh(total)`."""
+    rows: Float[Array | np.ndarray, "*pop"] | None = None
+    """How many rows `loss` is a mean of, where `Query.rows` says which."""
     aux: PyTree = None
+    computed: PyTree = None
+    """What `Wants.compute` gave, `[pop, ...]` leaves."""
 
     @property
     def total(self) -> Float[Array | np.ndarray, "*pop"]:

@@ -20,7 +20,7 @@ from nondiff.core.domain import check_inside, complete
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.exact import exactly
 from nondiff.core.problem import AbstractProblem, Batch
-from nondiff.core.query import answers
+from nondiff.core.query import Rows, answers, queries
 from nondiff.core.record import record
 from nondiff.core.trainer import AbstractTrainer, Metrics
 from nondiff.core.tree import barrier, fresh, is_traced, map_named, select
@@ -98,7 +98,8 @@ def step(
 
     The metrics are the trainer's own and, over all evaluations of the step, `loss` (their mean), `best`, `failed`,
     `evaluations` and `lost`: whether every evaluation of some query failed, or the step led to parameters that are not
-    finite. Then the state stays, and only `step` moves on.
+    finite. Then the state stays, and only `step` moves on. Of queries about pieces of the batch it is enough that those
+    about one piece did not fail: their trainer goes on without the others.
     """
     # Three seams, the same bits on both sides: XLA must not fuse across the lines where a far evaluator is cut off.
     seam, jit = (barrier, _same) if _all_traceable(problem, trainer, evaluator) else (_same, eqx.filter_jit)
@@ -159,18 +160,23 @@ def _tell(
 ) -> tuple[Any, Metrics]:
     new, own = type(trainer).tell(trainer, state, query, answer, key=key)
     losses = [a.loss for a in answers(answer)]
+    rows = [q.rows for q in queries(query)]
     moved = [x for x in jtu.tree_leaves(type(trainer).params(trainer, new)) if _is_float(x)]
     on_host = all(isinstance(x, np.ndarray) for x in [*losses, *moved])
-    metrics = _measured(np, losses, moved) if on_host else _measured_by_jax(losses, moved)
+    metrics = _measured(np, rows, losses, moved) if on_host else _measured_by_jax(rows, losses, moved)
     return _unless(metrics["lost"], new, state), {**own, **metrics}
 
 
-def _measured(here: Any, losses: list[Any], moved: list[Any]) -> Metrics:
-    """`here` is NumPy or JAX's."""
+def _measured(here: Any, rows: list[Rows | None], losses: list[Any], moved: list[Any]) -> Metrics:
+    """`here` is NumPy or JAX's; `rows` say which piece of the batch each of the losses is about."""
     ok = [here.isfinite(x) for x in losses]
     every, all_ok = here.concatenate(losses), here.concatenate(ok)
     count = here.sum(all_ok)
-    lost = [*[~here.any(x) for x in ok], *[~here.all(here.isfinite(x)) for x in moved]]
+    failed = {piece: [~here.any(x) for r, x in zip(rows, ok, strict=True) if r == piece] for piece in rows}
+    lost = failed.pop(None, [])
+    if failed:  # of every piece
+        lost = [*lost, here.all(here.stack([here.any(here.stack(each)) for each in failed.values()]))]
+    lost = [*lost, *[~here.all(here.isfinite(x)) for x in moved]]
     return {
         "loss": here.where(count > 0, here.sum(every, where=all_ok) / here.maximum(count, 1), here.nan),
         "best": here.min(every, where=all_ok, initial=here.inf),

@@ -88,6 +88,12 @@ def check_count(owner: str, name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"`{owner}({name}={value!r})`: expected a whole number of at least {least}.")
 
 
+def check_factor(owner: str, name: str, value: Any) -> None:
+    """**Raises** `ValueError` unless `value` is a finite number above 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 < value < math.inf:
+        raise ValueError(f"`{owner}({name}={value!r})`: expected a number above 1, for example 2.")
+
+
 def check_optimizer(owner: str, optimizer: optax.GradientTransformation) -> None:
     """**Raises** `ValueError` for an optimizer whose first step, on a gradient of 1, is not finite or not downhill."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):

@@ -51,6 +51,31 @@ def broadcast(prefix: PyTree, tree: PyTree, *, what: str, is_leaf: Callable[[Any
         ) from None
 
 
+def label_leaves(labels: PyTree, params: PyTree) -> PyTree:
+    """The label of every leaf, of a prefix that may leave names out that hold none of them (a part of `Split`)."""
+    return broadcast(_without_foreign(labels, params), params, what="labels")
+
+
+def _without_foreign(labels: PyTree, params: PyTree) -> PyTree:
+    """`labels` with an empty entry for every name that they leave out and that holds nothing of mine."""
+    if not (isinstance(labels, dict) and isinstance(params, dict)):
+        return labels
+    known = {name: _without_foreign(label, params.get(name)) for name, label in labels.items()}
+    return known | {name: sub for name, sub in params.items() if name not in labels and not jtu.tree_leaves(sub)}
+
+
+def check_labels(owner: str, labels: PyTree, parts: dict[str, Any], *, what: str) -> None:
+    """**Raises** `ValueError` that shows both sides unless the labels are the names of the parts; `what` these are."""
+    used = jtu.tree_leaves(labels)
+    if not all(isinstance(x, str) for x in used) or set(used) != set(parts):
+        raise ValueError(
+            f"`{owner}`: the labels and the {what} do not match.\n"
+            f"  labels: {sorted(map(str, set(used)))}\n"
+            f"  {what}: {sorted(parts)}\n"
+            f"Give every label one of the {what}, by that name, and use all of them."
+        )
+
+
 def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree, is_leaf: Callable[[Any], bool] | None = None):
     """`tree_map` whose function also gets the leaf's name first."""
     return jtu.tree_map_with_path(lambda path, *xs: fn(name(path), *xs), tree, *rest, is_leaf=is_leaf)
@@ -70,6 +95,11 @@ def is_key(x: Any) -> bool:
 def is_traced(x: Any) -> bool:
     """Is it part of a program that JAX is tracing, so that its value is not known yet?"""
     return isinstance(x, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """The same tree with NumPy's arrays in the place of JAX's; keys stay."""
+    return jtu.tree_map(lambda x: np.asarray(x) if isinstance(x, jax.Array) and not is_key(x) else x, tree)
 
 
 def host_rows(tree: PyTree, rows: np.ndarray) -> PyTree:

@@ -22,7 +22,7 @@ MANY = 8
 
 
 class Sent(NamedTuple):
-    """What every worker needs, or references to it; the number of its code, and the problem's name."""
+    """What a worker needs for some chunks, or references to it; the number of its code, and the problem's name."""
 
     number: int
     code: Any
@@ -31,21 +31,23 @@ class Sent(NamedTuple):
 
 
 class Dispatch:
-    """`weights`: a reference, if sums are wanted instead of losses; `without`: chunks that nobody is to evaluate."""
+    """`sent`: for each of the `chunks`, and the same for all about the same rows; `weights`: a reference, if sums are
+    wanted instead of losses; `without`: chunks that nobody is to evaluate.
+    """
 
     def __init__(
         self,
         pool: Pool,
         rules: Rules,
         step: int,
-        sent: Sent,
+        sent: Sequence[Sent],
         chunks: Sequence[Chunk],
         *,
         weights: Any = None,
         without: Collection[int] | None = None,
     ):
         self.pool, self.rules, self.step, self.sent, self.chunks = pool, rules, step, sent, chunks
-        self.weights, self.kind = weights, (sent.number, weights is not None)
+        self.weights = weights
         self.may_drop = int(rules.drop * len(chunks)) if weights is None and without is None else 0
         self.waiting = deque(i for i in range(len(chunks)) if i not in (without or ()))
         self.wanted, self.needed = tuple(self.waiting), 2 if rules.verify else 1
@@ -72,8 +74,8 @@ class Dispatch:
         if not self.missing or len(self.missing) > self.may_drop:
             return not self.missing
         overdue = {i for call in self._late() for i in call.places}
-        answered = {self.chunks[i].query for i in self.wanted if self.found[i]}
-        return overdue >= self.missing and answered == {chunk.query for chunk in self.chunks}
+        answered = {_asked(self.chunks[i]) for i in self.wanted if self.found[i]}
+        return overdue >= self.missing and answered == set(map(_asked, self.chunks))
 
     def _hand_out(self) -> None:
         idle = [m for m in self.pool.members if m.ready is None and m.call is None]
@@ -84,17 +86,17 @@ class Dispatch:
 
     def _next(self, member: Member) -> list[int]:
         """Chunks for this worker."""
-        most, places = at_once(self.pool, self.kind, len(self.chunks)), list[int]()
+        places = list[int]()
         for _ in range(len(self.waiting)):
             i = self.waiting.popleft()
             if i in places or any(member is by for by, _ in self.found[i]):
                 self.waiting.append(i)  # for another worker
-            elif places and (i in self.alone or self._kind(i) != self._kind(places[0])):
+            elif places and (i in self.alone or not self._alike(i, places[0])):
                 self.waiting.appendleft(i)
                 break
             elif i in self.missing:
                 places.append(i)
-                if len(places) == most or i in self.alone:
+                if len(places) == at_once(self.pool, self._work(i), len(self.chunks)) or i in self.alone:
                     break
         if places or self.waiting or self.rules.verify:
             return places
@@ -104,8 +106,15 @@ class Dispatch:
                     return [i]
         return []
 
+    def _work(self, i: int) -> tuple[int, bool]:
+        return self.sent[i].number, self.weights is not None
+
     def _kind(self, i: int) -> tuple[Any, int, int]:
-        return self.kind, self.chunks[i].query, self.chunks[i].size
+        return self._work(i), self.chunks[i].query, self.chunks[i].size
+
+    def _alike(self, i: int, j: int) -> bool:
+        """May one call be about both?"""
+        return self._kind(i) == self._kind(j) and self.chunks[i].rows == self.chunks[j].rows
 
     def _calls(self) -> list[Call]:
         return [m.call for m in self.pool.members if m.call is not None and m.call.step == self.step]
@@ -115,15 +124,17 @@ class Dispatch:
 
     def _begin(self, member: Member, places: list[int]) -> None:
         """A worker gets ready for a kind of chunk first: a deadline is for what a user wrote, not for a compiler."""
-        number, actor, kind = self.sent.number, member.actor, self._kind(places[0])
-        shared = () if member.step == self.step else (self.sent.arrays, self.weights)
-        member.step = self.step
+        sent, actor, kind, rows = self.sent[places[0]], member.actor, self._kind(places[0]), self.chunks[places[0]].rows
+        if member.step != self.step:
+            member.step, member.rows = self.step, set()
+        shared = () if rows in member.rows else (self.step, sent.arrays, self.weights)
+        member.rows.add(rows)
         warm = None if kind in member.known else kind
         if warm:
-            ref = actor.warm.remote(number, self.sent.code, self.chunks[places[0]], *shared)
+            ref = actor.warm.remote(sent.number, sent.code, self.chunks[places[0]], *shared)
         else:
-            ref = actor.answer.remote(number, [self.chunks[i] for i in places], *shared)
-        member.call = Call(self.step, places, self.kind, ref, now(), warm)
+            ref = actor.answer.remote(sent.number, [self.chunks[i] for i in places], *shared)
+        member.call = Call(self.step, places, self._work(places[0]), ref, now(), warm)
 
     def _wait(self) -> None:
         import ray
@@ -240,14 +251,20 @@ class Dispatch:
     def _saved(self, i: int) -> str:
         import ray
 
-        code, arrays = (ray.get(x) if isinstance(x, ray.ObjectRef) else x for x in (self.sent.code, self.sent.arrays))
+        sent = self.sent[i]
+        code, arrays = (ray.get(x) if isinstance(x, ray.ObjectRef) else x for x in (sent.code, sent.arrays))
         return save(self.rules.failures, code, arrays, self.chunks[i])
 
     def _compare(self) -> None:
         for i, found in self.found.items():
             (_, a), (_, b) = found[:2]
             if not same_bits(a, b):
-                raise NotDeterministic(self.sent.problem, self.chunks[i], a, b)
+                raise NotDeterministic(self.sent[i].problem, self.chunks[i], a, b)
+
+
+def _asked(chunk: Chunk) -> tuple[Any, int]:
+    """The query that a chunk belongs to."""
+    return chunk.rows, chunk.query
 
 
 def _short(error: BaseException) -> str:

@@ -52,7 +52,8 @@ class Member:
     call: Call | None = None
     pid: int = 0
     step: int = -1
-    """Whose arrays it has."""
+    rows: set[Any] = dataclasses.field(default_factory=set)
+    """Whose arrays it has: those of this step about these rows."""
     known: set[Any] = dataclasses.field(default_factory=set)
     """What it has compiled: kind of the work, query, size."""
     answered: set[Any] = dataclasses.field(default_factory=set)

@@ -14,6 +14,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from nondiff.core.exact import exactly
+from nondiff.core.query import Rows
 from nondiff.distributed.shipping import as_numpy, attach, detach, is_shipped
 
 CACHE = {
@@ -27,7 +28,9 @@ CACHE = {
 
 
 class Code(NamedTuple):
-    """Evaluator, problem, queries and batch, without their arrays: what is compiled once."""
+    """Evaluator, problem, queries and what they are about, all of the batch or a piece of it, without their arrays:
+    what is compiled once.
+    """
 
     pickled: bytes
     held: list[np.ndarray]
@@ -39,9 +42,14 @@ class Chunk(NamedTuple):
     query: int
     start: int
     size: int
+    rows: Rows | None = None
+    """What the query is about, if not all of the batch."""
 
     def __str__(self) -> str:
-        return f"members {self.start} to {self.start + self.size - 1}" + f" of query {self.query}" * bool(self.query)
+        about = "" if self.rows is None else f" about piece {self.rows.number} of the data"
+        return (
+            f"members {self.start} to {self.start + self.size - 1}{f' of query {self.query}' * bool(self.query)}{about}"
+        )
 
 
 class Answer(NamedTuple):
@@ -67,41 +75,47 @@ class Worker:
         for name, value in (CACHE | settings).items():
             jax.config.update(name, value)
         self._codes: dict[int, Program] = {}
-        self._arrays: list[np.ndarray] = []
-        self._weights: np.ndarray | None = None
+        self._step = -1
+        self._shared: dict[Rows | None, tuple[list[np.ndarray], np.ndarray | None]] = {}
+        """Arrays and weights of this step, by what they are about."""
 
     def ready(self) -> int:
         return os.getpid()
 
     def warm(self, number: int, code: Code, chunk: Chunk, *shared: Any) -> Answer:
-        """Gets ready for chunks like this one. `shared`: the arrays and weights of all chunks of a step, once, for a
-        reference that came with every call would cost as much as the call.
+        """Gets ready for chunks like this one. `shared`: the step, and the arrays and weights of all its chunks about
+        the same rows, once, for a reference that came with every call would cost as much as the call.
         """
 
         def one() -> Answer:
-            self._take(shared)
+            arrays, weights = self._take(chunk, shared)
             if number not in self._codes:
-                self._codes[number] = Program(code, self._arrays)
-            self._codes[number].ready_for(self._arrays, chunk, self._weights)
+                self._codes[number] = Program(code, arrays)
+            self._codes[number].ready_for(arrays, chunk, weights)
             return Answer()
 
         return self._tried(one)
 
     def answer(self, number: int, chunks: list[Chunk], *shared: Any) -> list[Answer]:
-        """The losses of each chunk; or, if there are weights for all the population, its sums."""
-        self._take(shared)
-        return [self._answer(number, chunk) for chunk in chunks]
+        """The losses of each chunk, all about the same rows; or, with weights for all the population, its sums."""
+        arrays, weights = self._take(chunks[0], shared)
+        return [self._answer(number, chunk, arrays, weights) for chunk in chunks]
 
-    def _take(self, shared: tuple[Any, ...]) -> None:
+    def _take(self, chunk: Chunk, shared: tuple[Any, ...]) -> tuple[list[np.ndarray], np.ndarray | None]:
         if shared:
-            self._arrays, self._weights = shared
+            step, *rest = shared
+            if step != self._step:
+                self._step = step
+                self._shared.clear()
+            self._shared[chunk.rows] = rest[0], rest[1]
+        return self._shared[chunk.rows]
 
-    def _answer(self, number: int, chunk: Chunk) -> Answer:
+    def _answer(self, number: int, chunk: Chunk, arrays: list[np.ndarray], weights: np.ndarray | None) -> Answer:
 
         def one() -> Answer:
             run, begin = self._codes[number], time.perf_counter()
             with warnings.catch_warnings(record=True) as caught:
-                answer = packed(run(self._arrays, chunk, self._weights))
+                answer = packed(run(arrays, chunk, weights))
             warned = tuple(dict.fromkeys(str(w.message) for w in caught))
             return Answer(*answer, seconds=time.perf_counter() - begin, warned=warned)
 

@@ -1,5 +1,6 @@
 """Candidates as NumPy arrays, `chunk` at a time, in this process: for problems that JAX cannot trace."""
 
+import dataclasses
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -9,13 +10,13 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from nondiff.core.evaluator import AbstractEvaluator, together
+from nondiff.core.evaluator import AbstractEvaluator, about, together
 from nondiff.core.exact import exactly
 from nondiff.core.population import Population
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Quadratic, Query, map_queries, penalty, queries
 from nondiff.core.trainer import check_count
-from nondiff.core.tree import host_rows, is_key
+from nondiff.core.tree import host_rows, on_host
 
 
 class Host(AbstractEvaluator):
@@ -42,11 +43,11 @@ class Host(AbstractEvaluator):
         check_count("Host", "chunk", self.chunk)
 
     def evaluate(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> PyTree[Evaluation]:
-        batch = _numpy(batch)
+        batch = on_host(batch)
         return map_queries(lambda q: _answer(self.chunk, problem, q, batch), query)
 
     def part(self, problem: AbstractProblem, query: Query, batch: Batch, start: Any, size: int) -> Evaluation:
-        return _part(problem, query, _numpy(batch), int(start), size)
+        return _part(problem, query, about(problem, query, on_host(batch))[0], int(start), size)
 
     def chunks(self, problem: AbstractProblem, query: PyTree[Query], batch: Batch) -> list[int]:
         del problem, batch
@@ -60,15 +61,17 @@ def _answer(chunk: int, problem: AbstractProblem, query: Query, batch: Batch) ->
             "JAX can trace the problem, or a trainer that needs no gradient: `OpenES`, `Genetic`."
         )
     n = len(query)
+    batch, count = about(problem, query, batch)
     parts = [_part(problem, query, batch, i, min(chunk, n - i)) for i in range(0, n, chunk)]
-    return together(query, parts, chunk=chunk)
+    answer = together(query, parts, chunk=chunk)
+    return answer if count is None else dataclasses.replace(answer, rows=jnp.full(n, count, jnp.float32))
 
 
 def _part(problem: AbstractProblem, query: Query, batch: Batch, start: int, n: int) -> Evaluation:
     # A power of two of them is built, whatever the population: other sizes would compile anew.
     rows = start + np.minimum(np.arange(1 << (n - 1).bit_length()), n - 1)
     built = _members(query.population.rows(rows), query.quadratic)
-    members, added = jtu.tree_map(lambda x: x[:n], _numpy(built))
+    members, added = jtu.tree_map(lambda x: x[:n], on_host(built))
     keys = query.keys if n == len(query) else host_rows(query.keys, rows[:n])
     value, aux = type(problem).losses(problem, eqx.combine(members, _repeat(query.others, n)), batch, keys=keys)
     value = np.asarray(value)
@@ -81,17 +84,28 @@ def _part(problem: AbstractProblem, query: Query, batch: Batch, start: int, n: i
     if query.wants.cases and value.ndim == 1:
         raise ValueError(f"the trainer asks for a loss per case; `{type(problem).__name__}` gives one per member.")
     loss = value if value.ndim == 1 else value.mean(1)
-    return Evaluation(loss, added, value if query.wants.cases else None, aux=aux)
+    computed = None if query.wants.compute is None else _computed(query, batch, keys, start, n)
+    return Evaluation(loss, added, value if query.wants.cases else None, aux=aux, computed=computed)
+
+
+def _computed(query: Query, batch: Batch, keys: Any, start: int, n: int) -> PyTree:
+    """The sub-steps of these members, one by one."""
+    population = query.population.rows(start + np.arange(n))
+    drawn = on_host(population.sampler.draws(population.shared, population.each))
+    own = [jtu.tree_map(lambda x: x[i], drawn) for i in range(n)]
+    parts = [_sub_step(query.wants.compute, population.shared, x, batch, k) for x, k in zip(own, keys, strict=True)]
+    return jtu.tree_map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *parts)
+
+
+@eqx.filter_jit
+def _sub_step(compute: Any, shared: PyTree, own: PyTree, batch: Batch, key: Any) -> PyTree:
+    return compute(shared, own, batch, key)
 
 
 @exactly
 def _members(population: Population, quadratic: tuple[Quadratic, ...]) -> tuple[PyTree, Array]:
     members = population.take(jnp.arange(len(population)))
     return members, jax.vmap(lambda member: penalty(quadratic, member))(members)
-
-
-def _numpy(tree: PyTree) -> PyTree:
-    return jtu.tree_map(lambda x: np.asarray(x) if isinstance(x, jax.Array) and not is_key(x) else x, tree)
 
 
 def _repeat(others: PyTree, n: int) -> PyTree:

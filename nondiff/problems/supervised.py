@@ -11,8 +11,9 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
-from nondiff.core.problem import AbstractProblem, Batch, Params, starting_point
+from nondiff.core.problem import AbstractProblem, Batch, Params, piece, starting_point
 from nondiff.core.trainer import check_count
+from nondiff.core.tree import is_none
 
 
 class _Order(eqx.Module):
@@ -44,10 +45,13 @@ class Supervised(AbstractProblem):
     - `params`: the starting point, arrays only, or a function of a key that makes it.
     - `batch_size`: rows a step (default `None`: all of them). Rows are drawn without replacement until fewer than a
       batch are left; then they are shuffled anew. Only for arrays.
+    - `shards`: of how many fixed parts of the data each batch has equally many rows, one part after the other, for
+      `Consensus(shards=...)`, where each shard sees its own rows only. Their sizes may differ by one. Default `None`:
+      all of a batch's rows are drawn from all the data.
     - `domain`: a domain, or a tree of them, a prefix of the parameters; floats default to `Real()`.
 
     **Raises** `ValueError` for no data, arrays of unequal length, a batch size that is not between 1 and the number
-    of rows, or one given for batches from outside.
+    of rows or no multiple of `shards`, or one of them given for batches from outside.
 
     >>> import jax, jax.numpy as jnp, nondiff, optax
     >>> x = jnp.linspace(-1.0, 1.0, 64)
@@ -63,6 +67,7 @@ class Supervised(AbstractProblem):
     stream: Any = eqx.field(static=True)
     params: Any
     batch_size: int | None = eqx.field(static=True)
+    shards: int | None = eqx.field(static=True)
     domains: PyTree
     traceable: ClassVar[bool] = True
 
@@ -73,9 +78,10 @@ class Supervised(AbstractProblem):
         *,
         params: Params | Callable[[Key[Array, ""]], Params],
         batch_size: int | None = None,
+        shards: int | None = None,
         domain: PyTree = None,
     ):
-        self.fn, self.params, self.domains, self.batch_size = loss, params, domain, batch_size
+        self.fn, self.params, self.domains, self.batch_size, self.shards = loss, params, domain, batch_size, shards
         self.stream = None if _is_arrays(data) else _Outside(data)
         self.data = jtu.tree_map(jnp.asarray, data) if _is_arrays(data) else None
         if self.stream is not None:
@@ -83,10 +89,9 @@ class Supervised(AbstractProblem):
                 raise ValueError(
                     f"`Supervised(data={data!r})`: expected arrays, an iterable, or a function of the step."
                 )
-            if batch_size is not None:
-                raise ValueError(
-                    f"`Supervised(batch_size={batch_size})`: these batches come from outside, as they are."
-                )
+            for name, value in (("batch_size", batch_size), ("shards", shards)):
+                if value is not None:
+                    raise ValueError(f"`Supervised({name}={value})`: these batches come from outside, as they are.")
             return
         lengths = {np.shape(x)[0] if np.ndim(x) else None for x in jtu.tree_leaves(self.data)}
         if len(lengths) != 1 or None in lengths or 0 in lengths:
@@ -98,6 +103,15 @@ class Supervised(AbstractProblem):
             check_count("Supervised", "batch_size", batch_size)
             if batch_size > self._rows:
                 raise ValueError(f"`Supervised(batch_size={batch_size})`: there are only {self._rows} rows.")
+        if shards is not None:
+            check_count("Supervised", "shards", shards)
+            least = self._rows // shards
+            if batch_size is None or batch_size % shards or batch_size // shards > least:
+                raise ValueError(
+                    f"`Supervised(batch_size={batch_size}, shards={shards})`: a batch has equally many rows of each "
+                    f"shard, and there are {self._rows}; expected a multiple of {shards} up to {shards * least}. "
+                    "Without `batch_size`, a step sees all rows, and needs no `shards`."
+                )
 
     @property
     def _rows(self) -> int:
@@ -110,7 +124,7 @@ class Supervised(AbstractProblem):
         if self.stream is not None or self.batch_size is None:
             return ()
         zero = jnp.zeros((), jnp.int32)
-        return _Order(_shuffled(key, zero, self._rows), zero, zero, key)
+        return _Order(self._shuffled(key, zero), zero, zero, key)
 
     def batch(self, state: _Order | tuple[()], *, key: Key[Array, ""]) -> Batch:
         del key
@@ -132,10 +146,33 @@ class Supervised(AbstractProblem):
         if not isinstance(state, _Order) or self.batch_size is None:
             return state
         position = state.position + self.batch_size
-        over = position + self.batch_size > self._rows
+        over = position + self.batch_size > state.order.shape[0]
         epoch = state.epoch + over
-        order = jax.lax.cond(over, lambda: _shuffled(state.key, epoch, self._rows), lambda: state.order)
+        order = jax.lax.cond(over, lambda: self._shuffled(state.key, epoch), lambda: state.order)
         return _Order(order, jnp.where(over, 0, position), epoch, state.key)
+
+    def _shuffled(self, key: Key[Array, ""], epoch: Int[Array, ""]) -> Int[Array, " n"]:
+        """Of which rows each batch of an epoch is made, one batch after the other."""
+        key = jr.fold_in(key, epoch)
+        if self.shards is None or self.batch_size is None:
+            return jr.permutation(key, self._rows)
+        each = self.batch_size // self.shards
+        batches = self._rows // self.shards // each
+        parts = [piece(self._rows, i, self.shards) for i in range(self.shards)]
+        keys = jr.split(key, self.shards)
+        orders = [p.start + jr.permutation(k, p.stop - p.start) for p, k in zip(parts, keys, strict=True)]
+        return jnp.stack([x[: batches * each].reshape(batches, each) for x in orders], 1).ravel()
+
+    def rows(self, batch: Batch, number: int, of: int) -> tuple[Batch, int]:
+        if self.batch_size is not None and self.shards != of:
+            raise ValueError(
+                f"`Supervised(batch_size={self.batch_size}, shards={self.shards})`: {of} shards are wanted, and each "
+                f"is to see its own rows of the data at every step. Give `shards={of}`."
+            )
+        return AbstractProblem.rows(self, batch, number, of)
+
+    def bare(self) -> "Supervised":
+        return eqx.tree_at(lambda p: (p.data, p.params), self, (None, None), is_leaf=is_none)
 
     def batches(self) -> Any:
         return None if self.stream is None else self.stream.batches
@@ -143,10 +180,6 @@ class Supervised(AbstractProblem):
     def domain(self, params: Params) -> PyTree:
         del params
         return self.domains
-
-
-def _shuffled(key: Key[Array, ""], epoch: Int[Array, ""], n: int) -> Int[Array, " n"]:
-    return jr.permutation(jr.fold_in(key, epoch), n)
 
 
 def _is_arrays(data: Any) -> bool:

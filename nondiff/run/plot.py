@@ -1,4 +1,5 @@
-"""What a search looked like, as people know it from pycma: losses, sigma, the ratio of the axes, step by step."""
+"""What a search looked like, as people know it from pycma: losses, sigma, the ratio of the axes, step by step; and the
+residuals of ADMM beside their tolerances."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,12 @@ import numpy as np
 if TYPE_CHECKING:
     from nondiff.run.fit import Result
 
-PANELS = (("loss", ("loss", "best", "best_ever")), ("sigma", ("sigma",)), ("axis ratio", ("axis_ratio",)))
+PANELS = (
+    ("loss", ("loss", "best", "best_ever")),
+    ("sigma", ("sigma",)),
+    ("axis ratio", ("axis_ratio",)),
+    ("residual", ("primal", "primal_tolerance", "dual", "dual_tolerance")),
+)
 """Of each panel the name, and the metrics that it shows, also those of a part (`search/sigma`)."""
 
 

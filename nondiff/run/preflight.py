@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 from jax.extend.core import jaxprs_in_params
 from jaxtyping import PyTree
 
-from nondiff.core.evaluator import AbstractEvaluator, chunks_of
+from nondiff.core.evaluator import AbstractEvaluator, about, chunks_of
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Query, member_shape, queries
 from nondiff.core.step import TrainState, keys, step
@@ -100,7 +100,7 @@ def _check_loss(problem: AbstractProblem, query: Query, batch: Batch) -> None:
 
     def loss(dynamic: PyTree) -> Any:
         problem, member, batch, key = eqx.combine(dynamic, static)
-        return problem.loss(member, batch, key=key)
+        return problem.loss(member, about(problem, query, batch)[0], key=key)
 
     out = jax.eval_shape(loss, dynamic)
     name = type(problem).__name__

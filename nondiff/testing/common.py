@@ -41,6 +41,10 @@ class Parabola(AbstractProblem):
             cases = jnp.where(self.fail(key, params["a"][0]), jnp.nan, cases)
         return cases, jnp.sum(params["a"])
 
+    def rows(self, batch: Any, number: int, of: int) -> tuple[Any, int]:
+        """Pieces whose minima are apart, and together those of the whole."""
+        return batch + (number - 0.5 * (of - 1)), 1
+
     def exact(self, params: PyTree) -> float:
         return float(jnp.mean(self.loss(params, self.target, key=jr.key(0))[0]))
 

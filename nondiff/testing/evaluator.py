@@ -1,5 +1,6 @@
 """The contract of an evaluator, as a test."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from jaxtyping import Array, Key, PyTree
 
 from nondiff.core.evaluator import AbstractEvaluator, measure
 from nondiff.core.population import AbstractSampler, Population
-from nondiff.core.query import AbstractWeighting, Query, Wants
+from nondiff.core.query import AbstractWeighting, Query, Rows, Wants
 from nondiff.testing.common import Parabola
 
 
@@ -19,18 +20,22 @@ def check_evaluator(evaluator: AbstractEvaluator) -> None:
     """Does an evaluator keep the contract?
 
     Its answers are compared with the members measured one by one: order, keys, penalties, cases, failures, weighted
-    sums, the aux of the problem, populations of one and of a number that no chunk divides, several queries at once; and
-    gradients, if it gives them.
+    sums, the aux of the problem, what sub-steps compute, pieces of the batch, populations of one and of a number that
+    no chunk divides, several queries at once; and gradients, if it gives them.
 
     >>> import nondiff
     >>> check_evaluator(nondiff.Vmap(chunk=4))
     """
     problem = Parabola(noise=0.1)
     for size in (1, 2, 7, 33):
-        for wants in (Wants(cases=True), Wants(gradient=True), Wants(mean_gradient=True)):
+        kinds = (Wants(cases=True, compute=_sub_step), Wants(gradient=True), Wants(mean_gradient=True))
+        for wants in kinds:
             if (wants.gradient or wants.mean_gradient) and not evaluator.gradients:
                 continue
             _check_answer(evaluator, problem, _query(size, wants))
+    for rows in (Rows(0, 2), Rows(1, 2)):
+        wants = Wants(mean_gradient=evaluator.gradients)
+        _check_answer(evaluator, problem, dataclasses.replace(_query(7, wants), rows=rows))
     both = {"a": _query(5, Wants()), "b": _query(3, Wants())}
     answer = _evaluate(evaluator, problem, both)
     assert set(answer) == {"a", "b"} and [len(answer[k].loss) for k in "ab"] == [5, 3], (
@@ -63,6 +68,11 @@ class _Cloud(AbstractSampler):
         return jtu.tree_map(lambda c, x: jnp.tensordot(weights, x - c, 1), shared, drawn)
 
 
+def _sub_step(shared: PyTree, own: PyTree, batch: PyTree, key: Key[Array, ""]) -> PyTree:
+    """It tells apart all that it is given."""
+    return {"sum": shared["a"] + 2.0 * own["a"], "draw": batch * jr.uniform(key)}
+
+
 def _query(size: int, wants: Wants) -> Query:
     each = {"a": jr.normal(jr.key(size), (size, 2)), "b": None}
     others = {"a": None, "b": {"w": jnp.ones((2, 3))}}
@@ -90,7 +100,13 @@ def _check_answer(evaluator: AbstractEvaluator, problem: Parabola, query: Query)
 
     close(answer.loss, [p.loss for p in parts], "losses, by place and key; NaN where the evaluation failed")
     close(answer.penalty, [p.penalty for p in parts], "penalties")
+    assert (answer.rows is None) == (query.rows is None), "`rows` belong to queries about a piece of the batch alone"
+    if query.rows is not None:
+        close(answer.rows, [p.rows for p in parts], "the numbers of rows")
     close(answer.aux, [p.aux for p in parts], "the problem's aux")
+    if query.wants.compute is not None:
+        for name, got in answer.computed.items():
+            close(got, [p.computed[name] for p in parts], f"what a sub-step computed, {name}")
     if query.wants.cases:
         close(answer.cases, [p.cases for p in parts], "losses per case")
     gradients = np.stack([_own(p.gradient) for p in parts])

@@ -109,21 +109,24 @@ class _Failing(AbstractProblem):
         return self.inner.init_state(key=key)
 
     def batch(self, state: Any, *, key: Key[Array, ""]) -> Any:
-        return self.inner.batch(state, key=key), jr.bits(key)
+        return self.inner.batch(state, key=key)  # as it is, for a trainer that looks into it
 
     def loss(self, params: PyTree, batch: Any, *, key: Key[Array, ""]) -> tuple[Any, Any]:
-        loss, aux = self.inner.loss(params, batch[0], key=key)
+        loss, aux = self.inner.loss(params, batch, key=key)
         # Failure depends on the point, so that members that share a key fail one by one.
         first = jnp.asarray(jtu.tree_leaves(params)[0]).ravel()[0].astype(jnp.float32)
-        dice = jr.uniform(jr.fold_in(key, jax.lax.bitcast_convert_type(first, jnp.uint32) ^ batch[1]))
+        dice = jr.uniform(jr.fold_in(key, jax.lax.bitcast_convert_type(first, jnp.uint32)))
         return jnp.where(dice < self.share, jnp.nan, loss), aux
 
     def losses(self, members: PyTree, batch: Any, *, keys: Any) -> tuple[Any, Any]:
         outs = [self.loss(jtu.tree_map(lambda x: x[i], members), batch, key=k) for i, k in enumerate(keys)]
         return jtu.tree_map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *outs)
 
+    def rows(self, batch: Any, number: int, of: int) -> Any:
+        return self.inner.rows(batch, number, of)
+
     def absorb(self, state: Any, aux: Any, batch: Any) -> Any:
-        return self.inner.absorb(state, aux, batch[0])
+        return self.inner.absorb(state, aux, batch)
 
     def domain(self, params: PyTree) -> PyTree:
         return self.inner.domain(params)

@@ -12,10 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import numpy as np
 
-
-def _check_factor(owner: str, factor: Any) -> None:
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 < factor < math.inf:
-        raise ValueError(f"`{owner}(factor={factor!r})`: expected a number above 1, for example 2.")
+from nondiff.core.trainer import check_factor
 
 
 class Try(NamedTuple):
@@ -59,7 +56,7 @@ class IPOP(AbstractSchedule):
     factor: int | float = eqx.field(static=True, default=2)
 
     def __check_init__(self) -> None:
-        _check_factor("IPOP", self.factor)
+        check_factor("IPOP", "factor", self.factor)
 
     def __call__(self, large: int, spent: tuple[int, int], last: int, dice: np.ndarray) -> tuple[Try, bool]:
         return Try(float(self.factor) ** large, 1.0, math.inf), True
@@ -75,7 +72,7 @@ class BIPOP(AbstractSchedule):
     factor: int | float = eqx.field(static=True, default=2)
 
     def __check_init__(self) -> None:
-        _check_factor("BIPOP", self.factor)
+        check_factor("BIPOP", "factor", self.factor)
 
     def __call__(self, large: int, spent: tuple[int, int], last: int, dice: np.ndarray) -> tuple[Try, bool]:
         if large == 0 or spent[0] <= spent[1]:

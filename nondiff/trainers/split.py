@@ -20,7 +20,7 @@ from nondiff.core import calls
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, map_queries
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
-from nondiff.core.tree import broadcast
+from nondiff.core.tree import check_labels, label_leaves
 
 _State = dict[str, Any]
 
@@ -55,21 +55,14 @@ class Split(AbstractTrainer[_State]):
         taken = {"loss", "best", "failed", "evaluations", "lost"} & set(self.trainers)
         if taken:
             raise ValueError(f"`Split`: {sorted(taken)} are metrics of every step; call that part something else.")
-        used = jtu.tree_leaves(self.labels)
-        if not all(isinstance(x, str) for x in used) or set(used) != set(self.trainers):
-            raise ValueError(
-                "`Split`: the labels and the trainers do not match.\n"
-                f"  labels: {sorted(map(str, set(used)))}\n"
-                f"  trainers: {sorted(self.trainers)}\n"
-                "Give every label a trainer of that name, and use every trainer."
-            )
+        check_labels("Split", self.labels, self.trainers, what="trainers")
 
     @property
     def traceable(self) -> bool:
         return all(trainer.traceable for trainer in self.trainers.values())
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
-        labels = broadcast(_without_foreign(self.labels, params), params, what="labels")
+        labels = label_leaves(self.labels, params)
         state = {}
         for name, k in self._keys(key).items():
 
@@ -112,11 +105,3 @@ class Split(AbstractTrainer[_State]):
 
     def ended(self, state: _State) -> Any:
         return math.prod((self.trainers[name].ended(state[name]) != 0) * 1 for name in sorted(state))
-
-
-def _without_foreign(labels: PyTree, params: Params) -> PyTree:
-    """`labels` with an empty entry for every name that they leave out and that holds nothing of mine."""
-    if not (isinstance(labels, dict) and isinstance(params, dict)):
-        return labels
-    known = {name: _without_foreign(label, params.get(name)) for name, label in labels.items()}
-    return known | {name: sub for name, sub in params.items() if name not in labels and not jtu.tree_leaves(sub)}
