@@ -1,6 +1,7 @@
 """Convex problems whose answer other solvers know: what `ADMM` finds in 64 bits, and what they find."""
 
 import dataclasses
+import importlib.util
 import time
 import warnings
 from collections.abc import Callable
@@ -15,10 +16,7 @@ from sklearn.linear_model import ElasticNet, Lasso
 
 import nondiff as nd
 
-try:
-    import cvxpy as cp
-except ImportError:
-    cp = None
+cp: Any = importlib.import_module("cvxpy") if importlib.util.find_spec("cvxpy") else None
 SKIPPED = ["OSQP", "SCS"] if cp is None else []
 """Peers that are not installed here."""
 Array = np.ndarray
@@ -130,14 +128,13 @@ def peer(name: str, model: Callable[[Any], tuple[Any, Any]]) -> dict[str, Callab
     """A solver of CVXPY's, for a variable and what is to be least; nothing if CVXPY is not there."""
     if cp is None:
         return {}
-    cvxpy: Any = cp
-    x, objective = model(cvxpy)
+    x, objective = model(cp)
     most = {"OSQP": "max_iter", "SCS": "max_iters"}[name]
 
     def solve() -> Array:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of every solver it may call
-            cvxpy.Problem(cvxpy.Minimize(objective)).solve(solver=name, eps_abs=1e-10, eps_rel=1e-10, **{most: 200_000})
+            cp.Problem(cp.Minimize(objective)).solve(solver=name, eps_abs=1e-10, eps_rel=1e-10, **{most: 200_000})
         return np.asarray(x.value)
 
     return {name: solve}
