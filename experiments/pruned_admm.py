@@ -12,6 +12,8 @@ Direction Method of Multipliers", https://arxiv.org/abs/1804.03294) trains all w
 ones with so many zeros, which themselves follow the loss; then the zeros are fixed, and the others are trained on.
 Beside it, in the same run and with as many steps of either kind: `magnitude`, ordinary training, removal of the
 smallest weights, training of those that stay; and `dense`, ordinary training with all of the steps.
+
+Result, seed 0, 95 %: .929, magnitude .909, dense .934. More: docs/admm.md.
 """
 
 import dataclasses

@@ -14,6 +14,8 @@ that grows. What is deployed are those, with biases and gains that are fitted to
 It is compared, in the same run and with as many steps, with `straight_through`, where the loss sees rounded weights and
 the gradient passes the rounding as if it were not there; with `rounded_afterwards`, the real weights of ordinary
 training rounded at its end; and with these themselves, `float`.
+
+Result, seed 0, binary: .927, straight through .933, rounded afterwards .875, float .935. More: docs/admm.md.
 """
 
 import dataclasses
