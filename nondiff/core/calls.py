@@ -3,9 +3,11 @@
 Uncompiled it would be slow, and meet NumPy's 64 bits (`nondiff.core.exact`), which it does not expect.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Key, PyTree
 
 from nondiff.core.problem import Params
@@ -26,6 +28,13 @@ def tell(
     trainer: AbstractTrainer, state: Any, query: PyTree[Query], answer: PyTree[Evaluation], key: Key[Array, ""]
 ) -> tuple[Any, Metrics]:
     return (_told if _alone(trainer, key) else type(trainer).tell)(trainer, state, query, answer, key=key)
+
+
+def either(trainer: AbstractTrainer, condition: Any, first: Callable[[], Any], second: Callable[[], Any]) -> Any:
+    """`first()` where the condition holds, else `second()`: a branch of the program, if the trainer is compiled."""
+    if not trainer.traceable:
+        return first() if condition else second()
+    return jax.lax.cond(condition, first, second)
 
 
 def _alone(trainer: AbstractTrainer, key: Key[Array, ""]) -> bool:

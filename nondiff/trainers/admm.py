@@ -14,12 +14,12 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Key, PyTree
 
+from nondiff.core import calls
 from nondiff.core.exact import exactly, is_exact, namespace
 from nondiff.core.problem import Params
 from nondiff.core.prox import AbstractProx
@@ -195,12 +195,7 @@ class ADMM(AbstractTrainer[_State]):
             limits = Limits.of(self)
             return _iterate(self.prox, self.rho, self.relaxation, self.bound, limits, kept, mine, slope, free, ended)
 
-        due = now.step % self.every == 0
-        if self.traceable:
-            kept = jax.lax.cond(due, iterate, lambda: kept)
-        elif due:
-            kept = iterate()
-        x, z, u, now = kept
+        x, z, u, now = calls.either(self, now.step % self.every == 0, iterate, lambda: kept)
         own = now.shown()
         state = _State(inner, x, z, u, state.domain, now)
         return state, {**metrics, "admm": own | ({"inner": metrics["admm"]} if "admm" in metrics else {})}

@@ -12,7 +12,6 @@ import math
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
@@ -173,13 +172,9 @@ class Consensus(AbstractTrainer[_State]):
             return _iterate(self.prox, self.rho, self.relaxation, Limits.of(self), kept, x, slopes, rows, state.domain)
 
         due = now.step % self.every == 0
-        if self.traceable:
-            kept = jax.lax.cond(due, iterate, lambda: kept)
-        elif due:
-            kept = iterate()
-        *kept, now = kept
-        own = now.shown() | {"left_out": kept[3]}
-        return _State(inner, *kept, state.domain, now), {**metrics, "consensus": own}
+        z, u, answered, left_out, now = calls.either(self, due, iterate, lambda: kept)
+        own = now.shown() | {"left_out": left_out}
+        return _State(inner, z, u, answered, left_out, state.domain, now), {**metrics, "consensus": own}
 
     def _kept(self, good: Any, new: Any, old: Any) -> Any:
         if self.traceable:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
@@ -196,7 +195,7 @@ class Restart(AbstractTrainer[_State]):
             return self._begin(best, self._point(state, k_point), k_try)
 
         more = over & (state.tries < self.tries)
-        return self._either(more, anew, lambda: now), {**metrics, "tries": state.tries}
+        return calls.either(self, more, anew, lambda: now), {**metrics, "tries": state.tries}
 
     def params(self, state: _State) -> Params:
         here = self.inner.params(state.inner)
@@ -213,11 +212,6 @@ class Restart(AbstractTrainer[_State]):
     def _array(self, x: Any) -> Array | np.ndarray:
         """On the host of 64 bits."""
         return jnp.asarray(np.asarray(x)) if self.traceable else np.array(x)
-
-    def _either(self, condition: Any, first: Callable[[], _State], second: Callable[[], _State]) -> _State:
-        if not self.traceable:
-            return first() if condition else second()
-        return jax.lax.cond(condition, first, second)
 
     def _begin(self, state: _State, point: Params, key: Key[Array, ""]) -> _State:
         """The state at the beginning of the next try."""
