@@ -131,7 +131,15 @@ class LayerwiseADMM(AbstractTrainer[_State]):
     @property
     def _steps(self) -> SubSteps:
         functions = [stage.function for stage in self.chain.stages.values() if isinstance(stage, Activation)]
-        return SubSteps(tuple(functions), self.loss, self.shards, self.sweeps, self.relaxation, self.multipliers)
+        return SubSteps(
+            tuple(self._linear),
+            tuple(functions),
+            self.loss,
+            self.shards,
+            self.sweeps,
+            self.relaxation,
+            self.multipliers,
+        )
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
         del key
@@ -162,8 +170,7 @@ class LayerwiseADMM(AbstractTrainer[_State]):
         return tuple(jnp.concatenate([params[name]["w"], params[name]["b"][None]]) for name in self._linear)
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:
-        weights = self._weights(state.params)
-        shared = Shared(state.params, weights, at(self.rho, state.step), jnp.all(state.known))
+        shared = Shared(state.params, at(self.rho, state.step), jnp.all(state.known))
         each = Own(jnp.arange(self.shards), state.known, state.auxiliary)
         keys = jnp.broadcast_to(key, (self.shards,))  # of a loss with noise, the same for all
         others = none_like(state.params)

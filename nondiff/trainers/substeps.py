@@ -5,7 +5,7 @@ For each layer `l` and each row, `z_l` stands for `a_l W_l` and `a_(l+1)` for `h
 
     loss(z_L) + sum_l rho/2 |z_l - a_l W_l + u_l|^2 + rho/2 |h_l(z_l) - a_(l+1) + v_l|^2,  u, v: scaled multipliers
 
-and no term couples more than two of them, so each is solved for alone. `W` holds the biases as its last row.
+and no term couples more than two of them, so each is solved for alone. In the sums, biases are the last row of `W`.
 """
 
 import equinox as eqx
@@ -34,7 +34,6 @@ class Shared(eqx.Module):
     """What all shards see."""
 
     params: PyTree
-    weights: tuple[Float[Array, "..."], ...]
     rho: Float[Array, ""]
     known: Bool[Array, ""]
     """Has every shard begun?"""
@@ -77,6 +76,8 @@ class Shards(AbstractSampler):
 class SubSteps(eqx.Module):
     """`Wants.compute`: `sweeps` over all layers of a shard's rows, with the weights held."""
 
+    names: tuple[str, ...] = eqx.field(static=True)
+    """Of the layers, among the parameters."""
     functions: tuple[AbstractActivation, ...]
     loss: AbstractOutputLoss
     shards: int = eqx.field(static=True)
@@ -87,7 +88,6 @@ class SubSteps(eqx.Module):
     def __call__(self, shared: Shared, own: Own, batch: PyTree, key: Key[Array, ""]) -> tuple[Auxiliary | None, Sums]:
         del key
         x, answers = (self._rows(jnp.asarray(part), own) for part in batch)
-        x = with_ones(x)
         now, inputs = self._begun(shared, own, x)
         apart: list[Array] = []
         for _ in range(self.sweeps):
@@ -110,23 +110,23 @@ class SubSteps(eqx.Module):
     def _begun(self, shared: Shared, own: Own, x: Array) -> tuple[Auxiliary, Array]:
         """Where this step starts, and the sums of the inputs' squares where they are still to be known."""
         if own.auxiliary is None:
-            return self.forward(shared.weights, x), x.T @ x
+            return self.forward(shared.params, x), gram(x)
 
         def goes_on(old: Auxiliary) -> tuple[Auxiliary, Array]:
-            return old, jnp.zeros((x.shape[1], x.shape[1]), x.dtype)
+            return old, jnp.zeros(2 * (x.shape[1] + 1,), x.dtype)
 
         def begins(old: Auxiliary) -> tuple[Auxiliary, Array]:  # another shard may have been lost at its first step
-            new = self.forward(shared.weights, x)
-            return jax.tree.map(lambda o, n: jnp.where(own.known, o, n), old, new), x.T @ x
+            new = self.forward(shared.params, x)
+            return jax.tree.map(lambda o, n: jnp.where(own.known, o, n), old, new), gram(x)
 
         return jax.lax.cond(shared.known, goes_on, begins, own.auxiliary)
 
-    def forward(self, weights: tuple[Array, ...], x: Array) -> Auxiliary:
+    def forward(self, params: PyTree, x: Array) -> Auxiliary:
         """The network's own values: every constraint holds."""
-        z, a = [x @ weights[0]], []
-        for h, w in zip(self.functions, weights[1:], strict=True):
+        z, a = [linear(params[self.names[0]], x)], []
+        for h, name in zip(self.functions, self.names[1:], strict=True):
             a.append(h(z[-1]))
-            z.append(with_ones(a[-1]) @ w)
+            z.append(linear(params[name], a[-1]))
         u, v = (z, a) if self.multipliers else ([], [])
         return Auxiliary(tuple(z), tuple(a), tuple(map(jnp.zeros_like, u)), tuple(map(jnp.zeros_like, v)))
 
@@ -134,18 +134,18 @@ class SubSteps(eqx.Module):
         """Each `z`, then the `a` behind it, then their multipliers; from the first layer to the last. Also `z - a W` of
         each, which is the same at the end: an `a` is settled before the layer behind it.
         """
-        z, a, rho, weights = list(now.z), list(now.a), shared.rho, shared.weights
+        z, a, rho, layers = list(now.z), list(now.a), shared.rho, [shared.params[name] for name in self.names]
         u = [x / rho for x in now.u] or [jnp.zeros(())] * len(z)
         v = [x / rho for x in now.v] or [jnp.zeros(())] * len(a)
         apart = []
-        for i, w in enumerate(weights):
-            own = (x if i == 0 else with_ones(a[i - 1])) @ w
+        for i, layer in enumerate(layers):
+            own = linear(layer, x if i == 0 else a[i - 1])
             fit = self.relaxation * own + (1 - self.relaxation) * z[i]  # Boyd et al., 2011, equation 3.19
             if i < len(a):
                 h = self.functions[i]
                 z[i] = h.solve(a[i] - v[i], fit - u[i], rho, rho)
                 there = h(z[i])
-                a[i] = solve_inputs(weights[i + 1], z[i + 1] + u[i + 1], there + v[i])
+                a[i] = solve_inputs(layers[i + 1], z[i + 1] + u[i + 1], there + v[i])
                 v[i] = v[i] + there - a[i]
             else:
                 z[i] = self.loss.solve(answers, fit - u[i], rho)
@@ -156,26 +156,44 @@ class SubSteps(eqx.Module):
         return Auxiliary(tuple(z), tuple(a), tuple(rho * x for x in u), tuple(rho * x for x in v)), apart
 
     def _sums(self, shared: Shared, now: Auxiliary, x: Array, inputs: Array, apart: list[Array]) -> Sums:
-        layers = [x, *map(with_ones, now.a)]
+        layers = [x, *now.a]
         targets = [z + u / shared.rho for z, u in zip(now.z, now.u, strict=True)] if now.u else now.z
         bent = [a - h(z) for a, h, z in zip(now.a, self.functions, now.z[:-1], strict=True)]
         return Sums(
-            (inputs, *[a.T @ a for a in layers[1:]]),
-            tuple(a.T @ t for a, t in zip(layers, targets, strict=True)),
+            (inputs, *map(gram, now.a)),
+            tuple(cross(a, t) for a, t in zip(layers, targets, strict=True)),
             jnp.stack([jnp.sum(r**2) for r in apart]),
             jnp.stack([jnp.sum(r**2) for r in bent]) if bent else jnp.zeros(0),
         )
 
 
-def solve_inputs(w: Array, z: Array, near: Array) -> Array:
-    """`argmin_a |z - [a, 1] W|^2 + |a - near|^2`: Taylor et al., 2016, equation 5, with equal weights."""
-    w, b = w[:-1], w[-1]
-    right = near + (z - b) @ w.T
-    one = jnp.eye(w.shape[0], dtype=w.dtype)
-    # The inverse, of a matrix with no eigenvalue below 1: a product for all rows is faster than two triangular solves.
-    return right @ jsl.cho_solve(jsl.cho_factor(one + w @ w.T), one)
+def solve_inputs(layer: PyTree, z: Array, near: Array) -> Array:
+    """`argmin_a |z - (a w + b)|^2 + |a - near|^2`: Taylor et al., 2016, equation 5, with equal weights."""
+    w = layer["w"]
+    right = near + (z - layer["b"]) @ w.T
+    # Inverses, of matrices with no eigenvalue below 1: products for all rows are faster than triangular solves.
+    if w.shape[1] < w.shape[0]:  # the matrix inversion lemma
+        return right - (right @ w) @ (inverse(w.T @ w) @ w.T)
+    return right @ inverse(w @ w.T)
 
 
-def with_ones(x: Array) -> Array:
-    """For the biases, the last row of the weights."""
-    return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], -1)
+def inverse(square: Array) -> Array:
+    """Of 1 + a matrix that is not negative."""
+    one = jnp.eye(square.shape[0], dtype=square.dtype)
+    return jsl.cho_solve(jsl.cho_factor(one + square), one)
+
+
+def linear(layer: PyTree, a: Array) -> Array:
+    """In the form that `Dense` has, so that a product both ask for is computed once."""
+    return a @ layer["w"] + layer["b"]
+
+
+def gram(a: Array) -> Array:
+    """`[a, 1]' [a, 1]`, without a copy of all rows."""
+    sums = jnp.sum(a, 0)[:, None]
+    return jnp.block([[a.T @ a, sums], [sums.T, jnp.full((1, 1), len(a), a.dtype)]])
+
+
+def cross(a: Array, t: Array) -> Array:
+    """`[a, 1]' t`."""
+    return jnp.concatenate([a.T @ t, jnp.sum(t, 0, keepdims=True)])
