@@ -284,7 +284,7 @@ def test_errors() -> None:
         nd.ADMM(inner, prox, rho=optax.constant_schedule(1.0))  # pyright: ignore
     with pytest.raises(ValueError, match=r"`ADMM\(relaxation=2\)`: expected a number above 0 and below 2"):
         nd.ADMM(inner, prox, rho=1.0, relaxation=2)
-    with pytest.raises(ValueError, match=r"`ADMM\(absolute=-1.0\)`: expected a number of at least 0"):
+    with pytest.raises(ValueError, match=r"`ADMM\(absolute=-1.0\)`: expected a finite number of at least 0"):
         nd.ADMM(inner, prox, rho=1.0, absolute=-1.0)
     with pytest.raises(ValueError, match=r"`ADMM\(every=0\)`: expected a whole number of at least 1"):
         nd.ADMM(inner, prox, rho=1.0, every=0)

@@ -231,10 +231,10 @@ def test_wall_clock_ends_a_run() -> None:
         (lambda: Patience(5, 3), r"`Patience\(metric=3\)`: expected a name"),
         (lambda: Patience(5, least=-0.1), r"`Patience\(least=-0.1\)`: expected a finite number of at least 0"),
         (lambda: Patience(5, least=math.inf), r"`Patience\(least=inf\)`"),
-        (lambda: Patience(5, least=math.nan), r"`Patience\(least=nan\)`: expected a number"),
+        (lambda: Patience(5, least=math.nan), r"`Patience\(least=nan\)`: expected a finite number"),
         (lambda: WallClock(0), r"`WallClock\(minutes=0\)`: expected a finite number above 0"),
         (lambda: WallClock(math.inf), r"`WallClock\(minutes=inf\)`"),
-        (lambda: WallClock(None), r"`WallClock\(minutes=None\)`: expected a number"),
+        (lambda: WallClock(None), r"`WallClock\(minutes=None\)`: expected a finite number"),
     ],
 )
 def test_stops_refuse_what_they_cannot_use(make: Any, message: str) -> None:

@@ -618,10 +618,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "three": ({"population": 3}, r"`CMAES\(population=3\)`: expected a whole number of at least 4"),
     "half": ({"population": 4.0}, r"`CMAES\(population=4.0\)`: expected a whole number of at least 4"),
     "yes": ({"population": True}, r"`CMAES\(population=True\)`: expected a whole number of at least 4"),
-    "below": ({"tolfun": -1e-9}, r"`CMAES\(tolfun=-1e-09\)`: expected a number of at least 0, for example 1e-11"),
-    "endless": ({"tolx": float("inf")}, r"`CMAES\(tolx=inf\)`: expected a number of at least 0"),
-    "no_number": ({"tolx": float("nan")}, r"`CMAES\(tolx=nan\)`: expected a number of at least 0"),
-    "flag": ({"tolfun": False}, r"`CMAES\(tolfun=False\)`: expected a number of at least 0"),
+    "below": (
+        {"tolfun": -1e-9},
+        r"`CMAES\(tolfun=-1e-09\)`: expected a finite number of at least 0, for example 1e-11",
+    ),
+    "endless": ({"tolx": float("inf")}, r"`CMAES\(tolx=inf\)`: expected a finite number of at least 0"),
+    "no_number": ({"tolx": float("nan")}, r"`CMAES\(tolx=nan\)`: expected a finite number of at least 0"),
+    "flag": ({"tolfun": False}, r"`CMAES\(tolfun=False\)`: expected a finite number of at least 0"),
 }
 
 

@@ -220,7 +220,7 @@ def test_an_answer_is_that_of_the_rows_alone() -> None:
         ({"rho": lambda step: 1.0}, "there is no schedule"),
         ({"relaxation": 2.0}, r"`Consensus\(relaxation=2.0\)`: expected a number above 0 and below 2"),
         ({"relaxation": 0.0}, r"`Consensus\(relaxation=0.0\)`"),
-        ({"absolute": -1.0}, r"`Consensus\(absolute=-1.0\)`: expected a number of at least 0"),
+        ({"absolute": -1.0}, r"`Consensus\(absolute=-1.0\)`: expected a finite number of at least 0"),
         ({"relative": float("nan")}, r"`Consensus\(relative=nan\)`"),
         ({"prox": "l1"}, r"`Consensus\(prox='l1'\)`: expected an operator"),
     ],

@@ -395,9 +395,9 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: px.L1(-1.0), r"L1\(weight=-1.0\).*at least 0"),
     (lambda: px.L2(np.nan), r"L2\(weight=nan\).*finite"),
     (lambda: px.SquaredL2(np.inf), "SquaredL2.*finite"),
-    (lambda: px.SquaredL2("1"), "SquaredL2.*expected a number"),  # pyright: ignore
+    (lambda: px.SquaredL2("1"), "SquaredL2.*expected a finite number"),  # pyright: ignore
     (lambda: px.ElasticNet(1.0, -2.0), r"ElasticNet\(l2=-2.0\)"),
-    (lambda: px.Nuclear(True), "Nuclear.*expected a number"),
+    (lambda: px.Nuclear(True), "Nuclear.*expected a finite number"),
     (lambda: px.Group(-1.0, axis=0), "Group.*weight=-1.0"),
     (lambda: px.Group(1.0, axis=(0, 0)), "Group.*axis"),
     (lambda: px.Group(1.0, axis=()), "Group.*axis"),

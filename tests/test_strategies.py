@@ -590,9 +590,9 @@ WRONG: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
     *[(ALL, {"sigma": s}, r"\(sigma=.*\)`: expected a number above 0") for s in (True, "0.1", None)],
     (FIXED, {"sigma": lambda step: 0.0 * step}, r"a schedule whose first value is 0.0\)`: " + POSITIVE),
     (ADAPTIVE, {"sigma": optax.constant_schedule(0.1)}, r"\(sigma\)` adapts by itself; give its first value"),
-    *[(ADAPTIVE, {"sigma_rate": r}, r"\(sigma_rate=.*\)`: expected a number of at least 0")
+    *[(ADAPTIVE, {"sigma_rate": r}, r"\(sigma_rate=.*\)`: expected a finite number of at least 0")
       for r in (-0.1, float("nan"), float("inf"), True, "0.1")],
-    (("PGPE",), {"sigma_rate": None}, r"\(sigma_rate=None\)`: expected a number of at least 0"),
+    (("PGPE",), {"sigma_rate": None}, r"\(sigma_rate=None\)`: expected a finite number of at least 0"),
     *[(("ARS",), {"elites": e}, r"\(elites=.*\)`: expected a share of the directions, above 0 up to 1")
       for e in (0, 0.0, 1.5, -0.5, True, float("nan"), "half", None)],
     *[(ALL, {"compute_dtype": d}, r"\(compute_dtype=.*\)`: expected a float type, for example `jnp.bfloat16`")

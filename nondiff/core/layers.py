@@ -13,9 +13,9 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from nondiff.core.chain import AbstractStage, Decision
+from nondiff.core.checks import check_count
 from nondiff.core.estimator import AbstractEstimator
 from nondiff.core.problem import Params
-from nondiff.core.trainer import check_count
 
 
 class AbstractActivation(eqx.Module):

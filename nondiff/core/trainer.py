@@ -72,28 +72,6 @@ def at(value: Scheduled, step: Int[Array, ""]) -> Float[Array, ""]:
     return jnp.asarray(value(step) if callable(value) else value, dtype=float)
 
 
-def check_positive(owner: str, name: str, value: Scheduled) -> None:
-    """**Raises** `ValueError` for a rate or sigma (a schedule's first value) that is 0, negative or not finite."""
-    first = float(value(0)) if callable(value) else value
-    if isinstance(first, bool) or not isinstance(first, int | float):
-        raise ValueError(f"`{owner}({name}={value!r})`: expected a number above 0 or an `optax.Schedule`.")
-    if not (math.isfinite(first) and first > 0):
-        which = f"a schedule whose first value is {first}" if callable(value) else repr(value)
-        raise ValueError(f"`{owner}({name}={which})`: it must be finite and above 0, for example {name}=0.01.")
-
-
-def check_count(owner: str, name: str, value: Any, least: int = 1) -> None:
-    """**Raises** `ValueError` unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{owner}({name}={value!r})`: expected a whole number of at least {least}.")
-
-
-def check_factor(owner: str, name: str, value: Any) -> None:
-    """**Raises** `ValueError` unless `value` is a finite number above 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 < value < math.inf:
-        raise ValueError(f"`{owner}({name}={value!r})`: expected a number above 1, for example 2.")
-
-
 def check_optimizer(owner: str, optimizer: optax.GradientTransformation) -> None:
     """**Raises** `ValueError` for an optimizer whose first step, on a gradient of 1, is not finite or not downhill."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from nondiff.core.checks import check_count
 from nondiff.core.estimator import AbstractEstimator, Decide, Rest, SuccessLikelihood, argmax
-from nondiff.core.trainer import check_count
 from nondiff.estimators.marginal_likelihood import MarginalLikelihood
 from nondiff.estimators.smoothing import Smoothing
 from nondiff.estimators.tabulate import Tabulate

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from nondiff.core.checks import check_positive
 from nondiff.core.estimator import AbstractEstimator, Decide, Heuristic, Rest, slope_of
-from nondiff.core.trainer import check_positive
 
 
 class Blackbox(AbstractEstimator):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nondiff.core.trainer import check_count
+from nondiff.core.checks import check_count
 
 
 def one_hot(logits: Float[Array, "*parts symbols"]) -> Float[Array, "*parts symbols"]:

@@ -14,6 +14,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from nondiff.core.checks import check_count
 from nondiff.core.estimator import (
     AbstractEstimator,
     Heuristic,
@@ -23,7 +24,6 @@ from nondiff.core.estimator import (
     joint_log_prob,
     losses_of,
 )
-from nondiff.core.trainer import check_count
 from nondiff.estimators.marginal_likelihood import first_of_each
 from nondiff.estimators.tabulate import every_assignment
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from nondiff.core.checks import check_count
 from nondiff.core.estimator import AbstractEstimator, Decide, ExpectedLoss, Rest, SuccessLikelihood, losses_of
-from nondiff.core.trainer import check_count
 
 
 class IndeCateR(AbstractEstimator):

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from nondiff.core.checks import check_count
 from nondiff.core.estimator import AbstractEstimator, Decide, Rest, SuccessLikelihood, joint_log_prob, losses_of
-from nondiff.core.trainer import check_count
 
 
 class MarginalLikelihood(AbstractEstimator):

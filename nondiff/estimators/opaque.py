@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from nondiff.core.trainer import check_count, check_positive
+from nondiff.core.checks import check_count, check_positive
 from nondiff.estimators.callback import call_back
 from nondiff.estimators.calls import Calls
 from nondiff.estimators.failure import AbstractFailure, Broken, Instead, OpaqueError, Raise, stand_in

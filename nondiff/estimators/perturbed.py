@@ -13,8 +13,8 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 from optax.perturbations import Gumbel, make_perturbed_fun
 
+from nondiff.core.checks import check_count, check_positive
 from nondiff.core.estimator import AbstractEstimator, Decide, Heuristic, Rest, check_floats, slope_of
-from nondiff.core.trainer import check_count, check_positive
 
 
 class Perturbed(AbstractEstimator):

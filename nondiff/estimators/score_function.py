@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from nondiff.core.checks import check_count
 from nondiff.core.estimator import (
     AbstractEstimator,
     Decide,
@@ -22,7 +23,6 @@ from nondiff.core.estimator import (
     losses_of,
     negative_entropy,
 )
-from nondiff.core.trainer import check_count
 
 
 class AbstractBaseline(eqx.Module):

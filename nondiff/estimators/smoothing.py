@@ -15,6 +15,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from nondiff.core.checks import check_count, check_positive
 from nondiff.core.estimator import (
     AbstractEstimator,
     Decide,
@@ -26,7 +27,6 @@ from nondiff.core.estimator import (
     losses_of,
     negative_entropy,
 )
-from nondiff.core.trainer import check_count, check_positive
 
 FLOOR = 0.05
 """Of the mean change of the loss by which a case's gradient is divided: below, there is nothing to be learned from."""

@@ -14,8 +14,8 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Key
 
+from nondiff.core.checks import check_count
 from nondiff.core.estimator import AbstractEstimator, Decide, Heuristic, Rest, losses_of
-from nondiff.core.trainer import check_count
 
 CONCENTRATIONS = (0.05, 0.3, 1.0)
 """Of the Dirichlet distributions that beliefs are drawn from: nearly sure ones, and open ones."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from nondiff.core.checks import check_count
 from nondiff.core.estimator import (
     AbstractEstimator,
     AbstractObjective,
@@ -21,7 +22,6 @@ from nondiff.core.estimator import (
     SuccessLikelihood,
     losses_of,
 )
-from nondiff.core.trainer import check_count
 
 
 class Tabulate(AbstractEstimator):

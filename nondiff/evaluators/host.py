@@ -10,12 +10,12 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from nondiff.core.checks import check_count
 from nondiff.core.evaluator import AbstractEvaluator, about, together
 from nondiff.core.exact import exactly
 from nondiff.core.population import Population
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Quadratic, Query, map_queries, penalty, queries
-from nondiff.core.trainer import check_count
 from nondiff.core.tree import host_rows, on_host
 
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import equinox as eqx
 from jaxtyping import PyTree
 
+from nondiff.core.checks import check_count
 from nondiff.core.evaluator import AbstractEvaluator, chunks_of
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Query, queries
-from nondiff.core.trainer import check_count
 from nondiff.distributed.dropped import Dropped
 from nondiff.distributed.patience import Rules
 from nondiff.distributed.pool import Pool

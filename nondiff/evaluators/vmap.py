@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 import equinox as eqx
 from jaxtyping import PyTree
 
+from nondiff.core.checks import check_count
 from nondiff.core.evaluator import AbstractEvaluator, chunk_of, part, sweep
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Query, map_queries, queries
-from nondiff.core.trainer import check_count
 
 
 class Vmap(AbstractEvaluator):

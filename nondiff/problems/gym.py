@@ -17,8 +17,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from nondiff.core.checks import check_count
 from nondiff.core.problem import AbstractProblem, Batch, Params, starting_point
-from nondiff.core.trainer import check_count
 from nondiff.problems.stage import Seen, Stage, actions_of, load_gymnasium
 
 

@@ -11,8 +11,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
+from nondiff.core.checks import check_count
 from nondiff.core.problem import AbstractProblem, Batch, Params, piece, starting_point
-from nondiff.core.trainer import check_count
 from nondiff.core.tree import is_none
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nondiff.core.prox import AbstractProx, Rho
-from nondiff.prox.checks import indicator, slack
+from nondiff.prox.indicator import indicator, slack
 
 
 class Binary(AbstractProx):

@@ -8,8 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nondiff.core.checks import check_number
 from nondiff.core.prox import AbstractProx, Rho
-from nondiff.prox.checks import check_number
 
 
 class L1(AbstractProx):

@@ -7,8 +7,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from nondiff.core.checks import check_number
 from nondiff.core.prox import AbstractProx, Rho
-from nondiff.prox.checks import check_number, indicator, slack
+from nondiff.prox.indicator import indicator, slack
 
 Bound = Array | np.ndarray | float | int | None
 

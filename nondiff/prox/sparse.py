@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nondiff.core.prox import AbstractProx, Rho
-from nondiff.prox.checks import indicator
+from nondiff.prox.indicator import indicator
 
 
 class Cardinality(AbstractProx):

@@ -15,7 +15,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from nondiff.core.trainer import check_count, check_positive
+from nondiff.core.checks import check_count, check_positive
 from nondiff.run import checkpoint as stored
 from nondiff.run.callback import AbstractCallback, Json, Moment
 from nondiff.run.checkpoint import Checkpoint, CheckpointError

@@ -3,9 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+from nondiff.core.checks import check_count
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.problem import AbstractProblem
-from nondiff.core.trainer import AbstractTrainer, check_count
+from nondiff.core.trainer import AbstractTrainer
 from nondiff.run.batches import Batches
 from nondiff.run.callback import Callback, Measure, Stop
 from nondiff.run.fit import Result

@@ -9,10 +9,11 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Key
 
+from nondiff.core.checks import check_count
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.problem import AbstractProblem, Params
 from nondiff.core.step import TrainState, init, own
-from nondiff.core.trainer import AbstractTrainer, check_count
+from nondiff.core.trainer import AbstractTrainer
 from nondiff.core.tree import is_key
 from nondiff.evaluators import Host, Vmap
 from nondiff.run.batches import Batches, source_of

@@ -8,9 +8,9 @@ import jax
 import jax.random as jr
 from jaxtyping import Array, Key
 
+from nondiff.core.checks import check_count
 from nondiff.core.estimator import AbstractEstimator, Rest
 from nondiff.core.problem import Params
-from nondiff.core.trainer import check_count
 from nondiff.core.tree import is_key
 from nondiff.estimators.health import health, named
 from nondiff.estimators.opaque import last_failure

@@ -10,11 +10,11 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, Key
 
+from nondiff.core.checks import check_count
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.population import Centre, Population
 from nondiff.core.problem import AbstractProblem, Params
 from nondiff.core.query import Query
-from nondiff.core.trainer import check_count
 from nondiff.core.tree import is_key, none_like
 from nondiff.core.tree import name as leaf_name
 from nondiff.estimators.opaque import last_failure

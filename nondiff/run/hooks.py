@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from nondiff.core.trainer import check_count
+from nondiff.core.checks import check_count
 from nondiff.run.batches import Source
 from nondiff.run.callback import AbstractCallback, Callback, Measure, Moment, Row, Stop
 

@@ -13,10 +13,11 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from nondiff.core import query
+from nondiff.core.checks import check_count
 from nondiff.core.domain import Categorical, Real, is_domain
 from nondiff.core.problem import Params
 from nondiff.core.step import init, keys
-from nondiff.core.trainer import AbstractTrainer, check_count
+from nondiff.core.trainer import AbstractTrainer
 from nondiff.evaluators import Ray
 from nondiff.problems import BlackBox
 from nondiff.run.callback import Moment, Stop

@@ -4,7 +4,7 @@ import math
 import warnings
 from typing import Any
 
-from nondiff.core.trainer import check_count
+from nondiff.core.checks import check_count, check_number
 from nondiff.run.callback import AbstractCallback, Json, Moment
 from nondiff.run.elapsed import Elapsed
 
@@ -31,7 +31,8 @@ class Target(AbstractCallback):
     """
 
     def __init__(self, value: int | float, metric: str = "loss"):
-        check_number("Target", "value", value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise ValueError(f"`Target(value={value!r})`: expected a number.")
         check_metric("Target", metric)
         self.value, self.metric = value, metric
         self._missed: list[str] = []
@@ -88,8 +89,6 @@ class Patience(AbstractCallback):
         check_count("Patience", "steps", steps)
         check_metric("Patience", metric)
         check_number("Patience", "least", least)
-        if not (least >= 0 and math.isfinite(least)):
-            raise ValueError(f"`Patience(least={least!r})`: expected a finite number of at least 0.")
         self.steps, self.metric, self.least = steps, metric, least
         self._best: float | None = None
         self._since, self._found, self._resumed = 0, False, False
@@ -153,9 +152,7 @@ class WallClock(AbstractCallback):
     """
 
     def __init__(self, minutes: int | float):
-        check_number("WallClock", "minutes", minutes)
-        if not (minutes > 0 and math.isfinite(minutes)):
-            raise ValueError(f"`WallClock(minutes={minutes!r})`: expected a finite number above 0.")
+        check_number("WallClock", "minutes", minutes, positive=True)
         self.minutes = minutes
         self._elapsed = Elapsed()
 
@@ -179,12 +176,6 @@ class WallClock(AbstractCallback):
 
     def set_state(self, state: Any) -> None:
         self._elapsed.set_state(state)
-
-
-def check_number(owner: str, name: str, value: Any) -> None:
-    """**Raises** `ValueError` unless `value` is a number, and not NaN."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise ValueError(f"`{owner}({name}={value!r})`: expected a number.")
 
 
 def check_metric(owner: str, metric: Any) -> None:

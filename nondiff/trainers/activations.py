@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from nondiff.core.checks import check_count, check_positive
 from nondiff.core.layers import AbstractActivation
-from nondiff.core.trainer import check_count, check_positive
 
 
 class Relu(AbstractActivation):

@@ -17,12 +17,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from nondiff.arrays import normals
+from nondiff.core.checks import check_count, check_number, check_positive
 from nondiff.core.domain import Leaf
 from nondiff.core.exact import exactly, namespace
 from nondiff.core.population import AbstractSampler, Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query
-from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_positive
+from nondiff.core.trainer import AbstractTrainer, Metrics
 from nondiff.core.tree import broadcast, none_like
 from nondiff.trainers.covariance import AbstractSpread
 from nondiff.trainers.genotype import Genotype, check_ordered
@@ -101,9 +102,7 @@ class AbstractCMA(AbstractTrainer[_State]):
         if self.population is not None:
             check_count(owner, "population", self.population, least=4)
         for name in ("tolfun", "tolx"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"`{owner}({name}={value!r})`: expected a number of at least 0, for example 1e-11.")
+            check_number(owner, name, getattr(self, name), example=1e-11)
 
     @property
     def traceable(self) -> bool:

@@ -20,11 +20,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Key, PyTree
 
 from nondiff.core import calls
+from nondiff.core.checks import check_count, check_positive
 from nondiff.core.exact import exactly, is_exact, namespace
 from nondiff.core.problem import Params
 from nondiff.core.prox import AbstractProx
 from nondiff.core.query import Evaluation, Quadratic, Query, answers, map_queries, queries
-from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_positive, check_trainers
+from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
 from nondiff.core.tree import is_none, is_traced, map_named
 from nondiff.trainers.residuals import (
     Limits,

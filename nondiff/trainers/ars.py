@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
+from nondiff.core.checks import check_positive
 from nondiff.core.problem import Params
 from nondiff.core.query import AbstractWeighting, Evaluation, Query
-from nondiff.core.trainer import AbstractTrainer, Metrics, Scheduled, at, check_optimizer, check_positive
+from nondiff.core.trainer import AbstractTrainer, Metrics, Scheduled, at, check_optimizer
 from nondiff.trainers.cloud import Mean, check_cloud, question, same_width, start
 from nondiff.trainers.gaussian import Gaussian
 

@@ -14,10 +14,11 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Key, PyTree
 
+from nondiff.core.checks import check_count
 from nondiff.core.population import Centre, Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, Wants
-from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_optimizer, check_real
+from nondiff.core.trainer import AbstractTrainer, Metrics, check_optimizer, check_real
 from nondiff.core.tree import none_like
 
 

@@ -10,11 +10,12 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from nondiff.core.checks import check_count, check_number, check_positive
 from nondiff.core.domain import Real
 from nondiff.core.population import Population
 from nondiff.core.problem import Params
 from nondiff.core.query import AbstractWeighting, Query
-from nondiff.core.trainer import Scheduled, at, check_count, check_positive, check_real
+from nondiff.core.trainer import Scheduled, at, check_real
 from nondiff.core.tree import map_named, none_like
 from nondiff.trainers.gaussian import Factors, Gaussian, Shared, noise_shape, pairs
 
@@ -148,8 +149,7 @@ def check_first_sigma(owner: str, sigma: Any, sigma_rate: Any) -> None:
     if callable(sigma):
         raise ValueError(f"`{owner}(sigma)` adapts by itself; give its first value, a number, not a schedule.")
     check_positive(owner, "sigma", sigma)
-    if isinstance(sigma_rate, bool) or not isinstance(sigma_rate, int | float) or not 0 <= sigma_rate < math.inf:
-        raise ValueError(f"`{owner}(sigma_rate={sigma_rate!r})`: expected a number of at least 0, for example 0.05.")
+    check_number(owner, "sigma_rate", sigma_rate, example=0.05)
 
 
 def _is_dtype(x: Any) -> bool:

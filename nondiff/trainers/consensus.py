@@ -19,11 +19,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Key, PyTree
 
 from nondiff.core import calls
+from nondiff.core.checks import check_count
 from nondiff.core.exact import exactly, is_exact
 from nondiff.core.problem import Params
 from nondiff.core.prox import AbstractProx
 from nondiff.core.query import Evaluation, Quadratic, Query, Rows, answers, map_queries, queries
-from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_real, check_trainers
+from nondiff.core.trainer import AbstractTrainer, Metrics, check_real, check_trainers
 from nondiff.core.tree import select
 from nondiff.trainers.residuals import (
     Limits,

@@ -20,10 +20,11 @@ import jax.tree_util as jtu
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from nondiff.core.checks import check_count, check_positive
 from nondiff.core.population import Points, Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query
-from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_optimizer, check_positive, check_real
+from nondiff.core.trainer import AbstractTrainer, Metrics, check_optimizer, check_real
 from nondiff.core.tree import none_like, select, split_like
 
 LARGE = 1e9

@@ -16,11 +16,12 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from nondiff.core.checks import check_count, check_positive
 from nondiff.core.domain import AbstractDomain, Real, is_domain
 from nondiff.core.population import AbstractSampler, Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query
-from nondiff.core.trainer import AbstractTrainer, Metrics, at, check_count, check_positive
+from nondiff.core.trainer import AbstractTrainer, Metrics, at
 from nondiff.core.tree import none_like, split_like
 
 

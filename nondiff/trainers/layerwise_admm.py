@@ -15,11 +15,12 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from nondiff.core.chain import Chain
+from nondiff.core.checks import check_count, check_positive
 from nondiff.core.layers import Activation, Dense
 from nondiff.core.population import Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, Wants
-from nondiff.core.trainer import AbstractTrainer, Metrics, Scheduled, at, check_count, check_positive, check_real
+from nondiff.core.trainer import AbstractTrainer, Metrics, Scheduled, at, check_real
 from nondiff.core.tree import none_like
 from nondiff.trainers.least_squares import AbstractLeastSquares, Cholesky
 from nondiff.trainers.output_losses import AbstractOutputLoss, CrossEntropy

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jaxtyping import Array, Float
 
-from nondiff.core.trainer import check_count
+from nondiff.core.checks import check_count
 
 
 class AbstractLeastSquares(eqx.Module):

@@ -16,10 +16,11 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Int, Key, PyTree
 
+from nondiff.core.checks import check_positive
 from nondiff.core.population import Points, Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, is_query, map_queries
-from nondiff.core.trainer import AbstractTrainer, Metrics, Scheduled, at, check_positive, check_trainers
+from nondiff.core.trainer import AbstractTrainer, Metrics, Scheduled, at, check_trainers
 from nondiff.core.tree import is_none
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, PyTree
 
+from nondiff.core.checks import check_count, check_number, check_positive
 from nondiff.core.exact import namespace
 from nondiff.core.problem import Params
-from nondiff.core.trainer import check_count, check_positive
 from nondiff.core.tree import is_none
 from nondiff.trainers.rho import AbstractRho, check_rho
 
@@ -76,9 +76,7 @@ def check_arguments(trainer: Any) -> None:
     if trainer.relaxation >= 2:
         raise ValueError(f"`{owner}(relaxation={trainer.relaxation})`: expected a number above 0 and below 2, say 1.6.")
     for name in ("absolute", "relative"):
-        value = getattr(trainer, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ValueError(f"`{owner}({name}={value!r})`: expected a number of at least 0, for example 1e-4.")
+        check_number(owner, name, getattr(trainer, name), example=1e-4)
 
 
 class Norms(NamedTuple):

@@ -19,11 +19,12 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from nondiff.core import calls
+from nondiff.core.checks import check_count
 from nondiff.core.domain import AbstractDomain, Leaf, Real
 from nondiff.core.exact import exactly
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, answers, evaluations
-from nondiff.core.trainer import AbstractTrainer, Metrics, check_count, check_trainers
+from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
 from nondiff.core.tree import select, split_like
 from nondiff.trainers.schedules import IPOP, AbstractSchedule, Try
 from nondiff.trainers.stall import AbstractCriterion, Never

@@ -14,7 +14,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nondiff.core.trainer import check_count, check_factor, check_positive
+from nondiff.core.checks import check_count, check_factor, check_positive
 
 Scalar = Float[Array, ""]
 

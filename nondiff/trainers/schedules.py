@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import numpy as np
 
-from nondiff.core.trainer import check_factor
+from nondiff.core.checks import check_factor
 
 
 class Try(NamedTuple):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from nondiff.core.trainer import check_count
+from nondiff.core.checks import check_count
 
 State = TypeVar("State")
 
