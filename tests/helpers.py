@@ -128,6 +128,19 @@ DECIDED: dict[str, tuple[nd.AbstractEstimator, Any]] = {
 }
 """Estimators for a `rest` that has a derivative in the decision, and the decision."""
 
+SIGNALS: dict[str, nd.AbstractSignal] = {
+    "feedback_alignment": nd.FeedbackAlignment(),
+    "forward_gradient": nd.ForwardGradient(samples=2),
+    "local_loss": nd.LocalLoss(),
+    "local_loss_hidden": nd.LocalLoss(net=nd.Hidden(8)),
+    "local_loss_similarity": nd.LocalLoss(similarity=0.9),
+    "locked": nd.Locked(),
+    "synthetic_gradient": nd.SyntheticGradient(),
+    "synthetic_gradient_hidden": nd.SyntheticGradient(net=nd.Hidden(8)),
+    "synthetic_gradient_mixed": nd.SyntheticGradient(mix=0.5),
+    "synthetic_gradient_unconditioned": nd.SyntheticGradient(conditioned=False),
+}
+
 
 def start() -> Any:
     """The parameters of every problem here: names that `TRAINERS["split"]` labels."""

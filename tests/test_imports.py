@@ -21,8 +21,9 @@ SHARED = {
     "residuals rho schedules stall substeps weighting",
     "evaluators": "host vmap",  # what a worker of `Ray` does
     "problems": "stage",
+    "signals": "context nets",
 }
-PLUGINS = {"trainers", "estimators", "evaluators", "problems"}
+PLUGINS = {"trainers", "estimators", "evaluators", "problems", "signals"}
 HEAVY = {"jax", "jaxlib", "numpy", "scipy", "optax", "equinox", "jaxtyping", "rich", "tyro"}
 
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
-from nondiff.core.chain import AbstractStage, Decision
 from nondiff.core.checks import check_count
 from nondiff.core.estimator import AbstractEstimator
 from nondiff.core.problem import Params
+from nondiff.core.stage import AbstractStage, Decision
 
 
 class AbstractActivation(eqx.Module):

@@ -1,0 +1,216 @@
+"""A model in modules that learn from signals at their boundaries, instead of one gradient through all of them.
+
+"One universal recipe: modularity and hierarchy": a module may be a stage, a chain, or decoupled itself.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from nondiff.core.chain import Chain
+from nondiff.core.problem import Params
+from nondiff.core.signal import AbstractSignal, Locked, Place
+from nondiff.core.stage import AbstractStage
+from nondiff.core.walk import BatchLoss, Compare, Part, Walk, outputs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoupled:
+    """A `Chain` whose modules do not wait for one another.
+
+    **Arguments:**
+
+    - `modules`: a `Chain`, of which each stage is a module, or name to module: a stage, a `Chain`, or a `Decoupled`
+      with boundaries of its own.
+    - `signal`: what comes back over the boundaries between modules: `SyntheticGradient()`, `LocalLoss()`,
+      `FeedbackAlignment()`, `ForwardGradient()`, `Locked()`; or module to signal, of the boundary behind it. Then there
+      is none behind the others.
+    - `like`: a batch `(inputs, answers)`, or shapes and types of one, by which signals know what they are about. Only a
+      module of another `Decoupled` needs none.
+
+    Used like a `Chain`: `decoupled(params, x)`, `decoupled.loss(compare)` and `decoupled.init`, which makes
+    `{"stages": {module: ...}, "signals": {boundary: ...}}`. The loss is the true one, bit for bit. Its derivative in a
+    module is what the signal at the module's end says, and in a signal's own leaves what fits them; so any trainer
+    takes it, and another trainer may own a module (`Split`). No gradient is asked of a module without derivative
+    that stands between local signals.
+
+    **Raises** `ValueError` for shapes that do not fit, with the names of both stages; a signal for a module that is
+    none or the last one; a signal that needs answers where there are none.
+
+    >>> import jax, jax.numpy as jnp, nondiff, optax
+    >>> x = jax.random.normal(jax.random.key(0), (256, 2))
+    >>> answers = (x[:, 0] * x[:, 1] > 0).astype(int)
+    >>> chain = nondiff.Chain({
+    ...     "in": nondiff.Dense(2, 32), "bend": nondiff.Activation(nondiff.Relu()), "out": nondiff.Dense(32, 2)
+    ... })
+    >>> model = Decoupled(chain, signal={"bend": nondiff.LocalLoss()}, like=(x, answers))
+    >>> loss = model.loss(optax.softmax_cross_entropy_with_integer_labels)
+    >>> problem = nondiff.Supervised(loss, (x, answers), params=model.init)
+    >>> result = nondiff.fit(problem, nondiff.Backprop(optax.adam(0.03)), steps=200, key=jax.random.key(1))
+    >>> bool((model(result.params, x).argmax(-1) == answers).mean() > 0.95)
+    True
+    """
+
+    modules: "Chain | Mapping[str, AbstractStage | Chain | Decoupled]"
+    signal: AbstractSignal | Mapping[str, AbstractSignal]
+    like: PyTree = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self._modules:
+            raise ValueError("`Decoupled({})`: expected at least one module.")
+        for name, module in self._modules.items():
+            if not isinstance(name, str) or "/" in name or not isinstance(module, AbstractStage | Chain | Decoupled):
+                raise ValueError(
+                    f"`Decoupled({{{name!r}: {module!r}}})`: expected a name without `/`, and a stage, a `Chain` or a "
+                    "`Decoupled`."
+                )
+        names = list(self._modules)[:-1]
+        if isinstance(self.signal, Mapping) and (unknown := [name for name in self.signal if name not in names]):
+            raise ValueError(
+                f"`Decoupled(signal={{{unknown[0]!r}: ...}})`: expected modules with another one behind them, some of "
+                f"{', '.join(names) or 'none'}."
+            )
+        for signal in self.signal.values() if isinstance(self.signal, Mapping) else [self.signal]:
+            if not isinstance(signal, AbstractSignal):
+                raise ValueError(f"`Decoupled(signal={signal!r})`: expected a signal, for example `LocalLoss()`.")
+        if self.like is not None:
+            jax.eval_shape(self.init, jr.key(0))
+
+    @property
+    def _modules(self) -> "Mapping[str, AbstractStage | Chain | Decoupled]":
+        return self.modules.stages if isinstance(self.modules, Chain) else self.modules
+
+    def _signal(self, module: str) -> AbstractSignal | None:
+        if module == list(self._modules)[-1]:
+            return None
+        return self.signal.get(module) if isinstance(self.signal, Mapping) else self.signal
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All stages, in their order."""
+        parts = []
+        for name, module in self._modules.items():
+            inner = [Part((), module)] if isinstance(module, AbstractStage) else module.parts
+            inner = [part._replace(path=(name, *part.path)) for part in inner]
+            parts += [*inner[:-1], inner[-1]._replace(signal=self._signal(name))]
+        return tuple(parts)
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Where modules and signals start."""
+        k_stages, k_signals = jr.split(key)
+        signals = {part.name: part.signal for part in self.parts if part.signal is not None}
+        keys = jr.split(k_signals, max(len(signals), 1))
+        own = {n: s.init(self.places[n], key=k) for (n, s), k in zip(signals.items(), keys, strict=False)}
+        return {"stages": self._start(k_stages), "signals": own}
+
+    def _start(self, key: Key[Array, ""]) -> dict[str, Params]:
+        """Of all modules."""
+        keys = jr.split(key, len(self._modules))
+        return {
+            name: module._start(k) if isinstance(module, Decoupled) else module.init(key=k)
+            for (name, module), k in zip(self._modules.items(), keys, strict=True)
+        }
+
+    @functools.cached_property
+    def places(self) -> dict[str, Place]:
+        """What every boundary is like, by name."""
+        if not isinstance(self.like, tuple) or len(self.like) != 2:
+            raise ValueError(f"`Decoupled(like={self.like!r})`: expected a batch, `(inputs, answers)`, or its shapes.")
+        x, answers = jtu.tree_map(_shape, self.like)
+        stages = jax.eval_shape(self._start, jr.key(0))
+        at, before = {}, "the inputs"
+        for part in self.parts:
+            try:
+                y = jax.eval_shape(part.stage, part.params(stages), x)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"`Decoupled`: stage `{part.name}` cannot take what {before} gives, {_shown(x)}: {error}"
+                ) from error
+            x, before = y, f"`{part.name}`"
+            if part.signal is not None:
+                _check_crossable(part.name, x)
+                at[part.name] = x
+        return {name: Place(name, i, h, x, answers) for i, (name, h) in enumerate(at.items())}
+
+    def __call__(self, params: Mapping[str, Any], x: Any) -> Any:
+        """The answers, `[cases, ...]`."""
+        return outputs(self.parts, params["stages"], x)
+
+    def loss(self, compare: Compare) -> Callable[[Any, PyTree, Key[Array, ""]], Float[Array, " cases"]]:
+        """`loss(params, batch, key)` of batches `(inputs, answers)`; `compare` as for `Chain.loss`."""
+        return BatchLoss(self, compare)
+
+    def walk(self, params: Mapping[str, Any], answers: Any, compare: Compare) -> Walk:
+        """From inputs to losses with these parameters."""
+        return Walk(self.parts, params["stages"], answers, compare, params["signals"], self.places)
+
+    def optimizer(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        """One that moves the leaves of each signal faster, by its `lr_ratio`: predictions have to keep up with what
+        they are about.
+        """
+        ratios = {part.name: part.signal.lr_ratio for part in self.parts if part.signal is not None}
+
+        def scaled(updates: Any, params: Any = None) -> Any:
+            del params
+            signals = {n: jtu.tree_map(lambda u, r=r: r * u, updates["signals"][n]) for n, r in ratios.items()}
+            return {**updates, "signals": signals}
+
+        return optax.chain(optimizer, optax.stateless(scaled))
+
+    def cosines(self, compare: Compare, batch: PyTree) -> Callable[[Any], dict[str, float]]:
+        """A metric for `fit(metrics=[...])`: `cosine/<boundary>`, between what comes back there and the true gradient,
+        on this batch; 1 is backpropagation.
+        """
+        x, answers = jtu.tree_map(jnp.asarray, batch)
+        true = tuple(part._replace(signal=Locked()) if part.signal is not None else part for part in self.parts)
+
+        @jax.jit
+        def compared(params: Any, x: Any, answers: Any) -> dict[str, Array]:
+            key = jr.key(0)
+            cases = jtu.tree_leaves(x)[0].shape[0]
+            shapes = {name: place.activations for name, place in self.places.items()}
+            zeros = {n: jnp.zeros((cases, *h.shape[1:]), h.dtype) for n, h in shapes.items()}
+
+            def back(parts: tuple[Part, ...], own: Any) -> dict[str, Array]:
+                def total(probes: dict[str, Array]) -> Array:
+                    return jnp.sum(
+                        Walk(parts, params["stages"], answers, compare, own, self.places, probes).losses(x, key)
+                    )
+
+                return jax.grad(total)(zeros)
+
+            signals, truth = back(self.parts, params["signals"]), back(true, {n: () for n in zeros})
+            return {f"cosine/{name}": _cosine(signals[name], truth[name]) for name in zeros}
+
+        return lambda moment: {n: float(c) for n, c in compared(moment.params, x, answers).items()}
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    return x if isinstance(x, jax.ShapeDtypeStruct) else jax.eval_shape(jnp.asarray, x)
+
+
+def _shown(x: Any) -> str:
+    return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jtu.tree_leaves(x)) or "nothing"
+
+
+def _check_crossable(name: str, x: Any) -> None:
+    """**Raises** `ValueError` for activations that have no derivative, or are more than one array."""
+    if not isinstance(x, jax.ShapeDtypeStruct) or not jnp.issubdtype(x.dtype, jnp.floating) or not x.shape:
+        raise ValueError(
+            f"`Decoupled`: `{name}` gives {_shown(x)}, and a signal comes back to one array of floats, `[cases, ...]`. "
+            "Leave that boundary out: `signal={module: ...}` has one only behind the modules it names."
+        )
+
+
+def _cosine(a: Array, b: Array) -> Float[Array, ""]:
+    """0 where one of them is 0."""
+    size = jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel())
+    return jnp.where(size > 0, jnp.sum(a * b) / jnp.where(size > 0, size, 1.0), 0.0)

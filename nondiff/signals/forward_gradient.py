@@ -1,0 +1,52 @@
+"""Forward gradients (Baydin, Pearlmutter, Syme, Wood & Torr, 2022, "Gradients without Backpropagation",
+https://arxiv.org/abs/2202.08587), of activations instead of weights (Ren, Kornblith, Liao & Hinton, 2023, "Scaling
+Forward Gradient With Local Losses", https://arxiv.org/abs/2210.03310, equation 7): how the loss changes along a random
+direction, times that direction.
+"""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Key
+
+from nondiff.core.checks import check_count
+from nondiff.core.problem import Params
+from nondiff.core.signal import Above, AbstractLocalSignal, Unlocks
+from nondiff.signals.nets import flat
+
+
+class ForwardGradient(AbstractLocalSignal):
+    """The derivative of the loss along random directions of the activations, found on the way forward.
+
+    **Arguments:**
+
+    - `samples`: directions, 1 or more (default 1). Each case has its own.
+
+    Its mean is the true gradient; its variance grows with the width of the activations. It has nothing to learn.
+
+    **Raises** `ValueError` for fewer than 1.
+
+    >>> ForwardGradient().unlocks
+    'backward'
+    """
+
+    samples: int = eqx.field(static=True, default=1, kw_only=True)
+    unlocks: ClassVar[Unlocks] = "backward"  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def __check_init__(self) -> None:
+        check_count("ForwardGradient", "samples", self.samples)
+
+    def surrogate(self, own: Params, h: Array, above: Above) -> Float[Array, " cases"]:
+        del own
+        here = jax.lax.stop_gradient(h)
+
+        def along(key: Key[Array, ""]) -> Array:
+            v = jr.normal(key, h.shape, h.dtype)
+            change = jax.jvp(above.losses, (here,), (v,))[1]
+            return change.reshape(-1, *[1] * (h.ndim - 1)) * v
+
+        found = jnp.mean(jax.vmap(along)(jr.split(above.key, self.samples)), 0)
+        return jnp.sum(flat(h) * flat(jax.lax.stop_gradient(found)), -1)

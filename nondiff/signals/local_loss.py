@@ -1,0 +1,77 @@
+"""Local losses: decoupled greedy learning (Belilovsky, Eickenberg & Oyallon, 2020, "Decoupled Greedy Learning of CNNs",
+https://arxiv.org/abs/1901.08164), where each module has a small classifier of its own; and similarity matching (Nøkland
+& Eidnes, 2019, "Training Neural Networks with Local Error Signals", https://arxiv.org/abs/1901.06656).
+"""
+
+import math
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Key
+
+from nondiff.core.problem import Params
+from nondiff.core.signal import Above, AbstractLocalSignal, Place, Unlocks
+from nondiff.signals.context import encoded, width_of
+from nondiff.signals.nets import AbstractNet, Linear, check_net, flat
+
+
+class LocalLoss(AbstractLocalSignal):
+    """The gradient of a loss of the module's own: what a small network reads from its activations is compared with the
+    answers, as the chain's outputs are.
+
+    **Arguments:**
+
+    - `net`: activations to outputs, `Linear()` (default) or `Hidden(width)`.
+    - `similarity`: how much of the loss is similarity matching instead, in [0, 1] (default 0): cases with the same
+      answers should have activations that point the same way (equation 2 there; with 0.99 its "predsim"). It compares
+      cases of a batch with one another, so their credit is no longer a case's own.
+
+    **Raises** `ValueError` for a number out of range, another `net`, and, where it is used, for outputs that are more
+    than one array of floats, or no answers for the similarity.
+
+    >>> LocalLoss().unlocks
+    'update'
+    """
+
+    net: AbstractNet = eqx.field(default=Linear(), kw_only=True)
+    similarity: float | int = eqx.field(static=True, default=0.0, kw_only=True)
+    unlocks: ClassVar[Unlocks] = "update"  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def __check_init__(self) -> None:
+        check_net("LocalLoss", self.net)
+        number = isinstance(self.similarity, int | float) and not isinstance(self.similarity, bool)
+        if not number or not 0 <= self.similarity <= 1:
+            raise ValueError(f"`LocalLoss(similarity={self.similarity!r})`: expected a number in [0, 1].")
+
+    def init(self, place: Place, *, key: Key[Array, ""]) -> Params:
+        outputs = place.outputs
+        if not isinstance(outputs, jax.ShapeDtypeStruct) or not jnp.issubdtype(outputs.dtype, jnp.floating):
+            raise ValueError(
+                f"`LocalLoss` behind `{place.name}`: its network answers as the chain does, with one array of floats, "
+                f"and this chain gives {outputs}."
+            )
+        width = math.prod(place.activations.shape[1:])
+        own = {"read": self.net.init(width, math.prod(outputs.shape[1:]), key=key)}
+        if self.similarity:
+            width_of("LocalLoss(similarity=...)", place)
+            own["turn"] = {"w": jr.normal(key, (width, width)) / math.sqrt(width), "b": jnp.zeros(width)}
+        return own
+
+    def surrogate(self, own: Params, h: Array, above: Above) -> Float[Array, " cases"]:
+        outputs = above.seen.place.outputs
+        read = self.net(own["read"], flat(h)).reshape(h.shape[0], *outputs.shape[1:])
+        losses = above.compare(read, above.seen.answers)
+        if not self.similarity:
+            return losses
+        alike = _similar(Linear()(own["turn"], flat(h))) - _similar(encoded(above.seen))
+        return (1 - self.similarity) * losses + self.similarity * jnp.mean(alike**2, -1)
+
+
+def _similar(x: Float[Array, "cases width"]) -> Float[Array, "cases cases"]:
+    """The cosine between every two cases, each less its mean."""
+    x = x - jnp.mean(x, -1, keepdims=True)
+    x = x / jnp.sqrt(jnp.sum(x**2, -1, keepdims=True) + 1e-8)
+    return x @ x.T
