@@ -9,6 +9,8 @@ activations, from a gradient that a small network predicts (`synthetic`) or from
 from the error at the outputs by way of a fixed random matrix (`feedback`). `locked` is backpropagation. The report has
 the cosine between each signal and the true gradient.
 
+Results by signal and depth: docs/decoupled.md.
+
 Data: 5,000 MNIST images, 4,000 to train on and 1,000 unseen.
 """
 

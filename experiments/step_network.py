@@ -40,14 +40,16 @@ class Config:
     """Hidden units of each of the two layers."""
     steps: int = 60
     """Of `LayerwiseADMM`; each sees all images."""
-    ridge: float = 0.03
-    """Of `LayerwiseADMM`."""
+    ridge: float | None = None
+    """Of `LayerwiseADMM`; default: 0.03, and 0.3 for `sign`, whose outputs are larger."""
     shards: int = 1
     """Parts of the images."""
     epochs: int = 20
     """Of `Backprop`, in batches of 64."""
     folder: str = ""
     """Where images of your own are; default: 5,000 MNIST images."""
+    rows: int | None = None
+    """Images to train on; default: all that are not kept unseen."""
     seed: int = 0
     """Of the network and the choice of images."""
 
@@ -83,6 +85,9 @@ def load(config: Config) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     x, other = (part.reshape(len(part), -1).astype(np.float32) / 255 for part in (images, unseen))
     mean, deviation = x.mean(0), x.std()
     x, other = (x - mean) / deviation, (other - mean) / deviation
+    if not (config.rows is None or 1 <= config.rows <= len(x)):
+        raise ValueError(f"rows={config.rows}: expected 1 to {len(x)}.")
+    x, answers = x[: config.rows], answers[: config.rows]
     return (x, answers.astype(np.int32)), (other, unseen_answers.astype(np.int32))
 
 
@@ -133,5 +138,6 @@ def experiment(config: Config, seen: tuple[Any, Any], unseen: tuple[Any, Any]) -
             "backprop_seconds": compared.seconds,
         }
 
-    trainer = nd.LayerwiseADMM(chain, rows=rows, ridge=config.ridge, shards=config.shards)
+    ridge = {"sign": 0.3}.get(config.activation, 0.03) if config.ridge is None else config.ridge
+    trainer = nd.LayerwiseADMM(chain, rows=rows, ridge=ridge, shards=config.shards)
     return nd.Experiment(problem(None), trainer, config.steps, metrics=[accuracy], report=report, log_every=1)

@@ -175,6 +175,23 @@ def test_evaluations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.all(function.values(optimum + 0.1 * np.eye(4)) > 0)
 
 
+def test_decoupled(tmp_path: pathlib.Path) -> None:
+    """A row for each signal and depth, beside backpropagation, and a picture of them."""
+    words = "--signals", "synthetic", "feedback", "--depths", "1", "2", "--rates", "0.001", "--seeds=1", "--epochs=1"
+    found = bench("decoupled.py", *words)
+    rows = found["rows"]
+    names = ["backprop", "synthetic", "feedback"]
+    assert [(row["depth"], row["signal"]) for row in rows] == [(d, n) for d in (1, 2) for n in names]
+    for row in rows:
+        assert 0 < row["accuracy"][0] < 1 and row["backprop"][0] > 0.5 and len(row["cosine"]) == row["depth"]
+    assert rows[3]["cosine"] == pytest.approx([1, 1], abs=1e-4)  # backpropagation is the true gradient
+    (tmp_path / "found.txt").write_text(json.dumps(found))
+    script = BENCHMARKS / "decoupled_picture.py"
+    command = [sys.executable, str(script), str(tmp_path / "found.txt"), "--out", str(tmp_path / "found.png")]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_admm() -> None:
     """The solvers of others agree with it, and a row for each method."""
     found = bench("admm.py", "--tasks", "lasso", "box-qp", "ternary", "98 %", "digits", "--seeds=1", "--epochs=1")

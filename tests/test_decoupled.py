@@ -274,6 +274,8 @@ def test_cosines_are_those_with_the_true_gradient() -> None:
 def test_far_workers_can_take_the_loss() -> None:
     model = model_of(nd.SyntheticGradient())
     params = started(model)
+    large = nd.Decoupled(chain(), signal=nd.SyntheticGradient(), like=(jnp.zeros((10_000, 5)), jnp.zeros(10_000, int)))
+    assert len(cloudpickle.dumps(large.loss(compare))) < 20_000  # the data stay at home
     there = pickle.loads(cloudpickle.dumps(model.loss(compare)))
     batch = (X, ANSWERS)
     np.testing.assert_array_equal(there(params, batch, jr.key(0)), model.loss(compare)(params, batch, jr.key(0)))

@@ -133,6 +133,12 @@ def test_step_network_learns(capsys: pytest.CaptureFixture[str], tmp_path: pathl
 
 
 @pytest.mark.usefixtures("compiled_quickly")
+def test_decoupled_mlp_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(capsys, "decoupled_mlp", "--epochs", "8", "--depth", "2", "--width", "32", "--learning-rate", "0.003")
+    assert found["accuracy"] > 0.7 and found["cosine/hidden1"] > found["cosine/hidden0"] > 0
+
+
+@pytest.mark.usefixtures("compiled_quickly")
 def test_sort_in_the_middle_learns(capsys: pytest.CaptureFixture[str]) -> None:
     sort = load("sort_in_the_middle")
     scores = np.array([0.5, -1.0, 2.0], np.float32)
@@ -154,6 +160,8 @@ def test_sort_in_the_middle_learns(capsys: pytest.CaptureFixture[str]) -> None:
         ("shortest_path", (), "share_of_ceiling", 0.8),
         ("step_network", (), "accuracy", 0.9),
         ("step_network", ("--activation", "relu"), "accuracy", 0.92),
+        ("decoupled_mlp", ("--depth", "5"), "accuracy", 0.9),
+        ("decoupled_mlp", ("--depth", "5", "--signal", "local"), "accuracy", 0.89),
         ("quantized_mlp", (), "share_of_float", 0.95),
         ("sort_in_the_middle", (), "share_of_ceiling", 0.92),
         ("sort_in_the_middle", ("--trainer", "split"), "share_of_ceiling", 0.92),

@@ -65,6 +65,8 @@ class Options:
     """Where the four files of MNIST or of Fashion-MNIST lie, for `folder`."""
     folder_steps: int = 60
     """Of `LayerwiseADMM` there."""
+    folder_rows: int | None = None
+    """Images to train on there; default: all."""
     json: bool = False
     """The last line is one JSON object with all of it."""
 
@@ -121,7 +123,7 @@ def small_digits(seed: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.nda
 def by_layers(task: str, seed: int, options: Options) -> Found:
     more: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs, "steps": options.epochs}
     if task == "folder":
-        more = {"folder": options.folder, "epochs": 5, "steps": options.folder_steps}
+        more = {"folder": options.folder, "epochs": 5, "steps": options.folder_steps, "rows": options.folder_rows}
     if task == "digits":
         more["width"] = 128
     config = layers.Config(activation=UNITS[task], seed=seed, **more)

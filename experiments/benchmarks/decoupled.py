@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.random as jr
 import tyro
 
@@ -70,7 +71,9 @@ def trained(chosen: dict[str, Any], depth: int, rate: float, seed: int, options:
         experiment.problem, experiment.trainer, steps=experiment.steps, key=jr.key(seed),
         metrics=experiment.metrics, log_every=experiment.steps,
     )  # fmt: skip
-    return dict(experiment.report(result))
+    report = dict(experiment.report(result))
+    jax.clear_caches()  # hundreds of compiled networks are more than one process may map
+    return report
 
 
 def best(chosen: dict[str, Any], depth: int, options: Options) -> dict[str, Any]:

@@ -82,6 +82,7 @@ class Decoupled:
             if not isinstance(signal, AbstractSignal):
                 raise ValueError(f"`Decoupled(signal={signal!r})`: expected a signal, for example `LocalLoss()`.")
         if self.like is not None:
+            object.__setattr__(self, "like", jtu.tree_map(_shape, self.like))  # data would travel with the loss
             jax.eval_shape(self.init, jr.key(0))
 
     @property
@@ -124,7 +125,7 @@ class Decoupled:
         """What every boundary is like, by name."""
         if not isinstance(self.like, tuple) or len(self.like) != 2:
             raise ValueError(f"`Decoupled(like={self.like!r})`: expected a batch, `(inputs, answers)`, or its shapes.")
-        x, answers = jtu.tree_map(_shape, self.like)
+        x, answers = self.like
         stages = jax.eval_shape(self._start, jr.key(0))
         at, before = {}, "the inputs"
         for part in self.parts:
