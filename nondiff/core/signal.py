@@ -7,7 +7,7 @@ fits them; above the boundary nothing changes.
 
 import abc
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,10 +17,15 @@ from jaxtyping import Array, Float, Key
 from nondiff.core.estimator import with_gradient_of
 from nondiff.core.problem import Params
 
-Unlocks = Literal["nothing", "backward", "update"]
+Source = Literal["nothing", "error", "losses", "gradient"]
+"""What a signal is made from, beside activations and answers: the losses' derivative in the chain's outputs, the losses
+as a function of the activations, or the gradient that later modules send back.
+"""
+Unlocks = Literal["update", "backward", "nothing"]
 """What a module does not wait for (Jaderberg et al., 2017, section 1). `"backward"`: until a gradient has come down
 through all later modules; `"update"`: nor until activations have gone up through them.
 """
+UNLOCKS: dict[Source, Unlocks] = {"nothing": "update", "error": "backward", "losses": "backward", "gradient": "nothing"}
 Losses = Float[Array, " cases"]
 Rest = Callable[[Array], Losses]
 """Activations at a boundary to the losses, with the true derivative in the leaves of later modules."""
@@ -44,18 +49,22 @@ class Seen(NamedTuple):
     place: Place
     answers: Any
     """Of the batch, `[cases, ...]`."""
+    compare: Callable[[Any, Any], Losses]
+    """Outputs and answers to losses."""
+    key: Key[Array, ""]
 
 
 class Above(NamedTuple):
-    """What a signal may ask about the rest of the model. No gradient flows back through any of it."""
+    """What can be asked about the rest of the model. No gradient flows back through it."""
 
-    seen: Seen
-    key: Key[Array, ""]
     losses: Rest
     """Activations here to the true losses, without other signals."""
-    slope: Callable[[Array], Array]
+    error: Callable[[Array], Array]
     """Activations here to the derivative of each case's loss in the chain's outputs, `[cases, ...]`."""
-    compare: Callable[[Any, Any], Losses]
+
+    def source(self, name: Source, h: Array) -> Any:
+        """What `gradient` and `fit` are given; the gradient from above comes by another way."""
+        return {"nothing": lambda: None, "error": lambda: self.error(h), "losses": lambda: self.losses}[name]()
 
 
 class AbstractSignal(eqx.Module):
@@ -63,8 +72,18 @@ class AbstractSignal(eqx.Module):
 
     @property
     @abc.abstractmethod
+    def waits(self) -> Source:
+        """What `gradient` is made from."""
+
+    @property
+    def fits(self) -> Source:
+        """What `fit` is made from."""
+        return "nothing"
+
+    @property
     def unlocks(self) -> Unlocks:
         """What a module that learns by it does not wait for."""
+        return UNLOCKS[self.waits]
 
     @property
     def lr_ratio(self) -> float | int:
@@ -77,62 +96,57 @@ class AbstractSignal(eqx.Module):
         return ()
 
     @abc.abstractmethod
-    def cross(self, own: Params, h: Array, above: Above, rest: Rest) -> Losses:
-        """`rest(h)`, bit for bit, with the signal as the derivative in `h`, and the fitting gradient as that in
-        `own`.
-        """
+    def gradient(self, own: Params, h: Array, seen: Seen, came: Any) -> Array:
+        """What stands for the derivative of each case's loss in `h`, `[cases, ...]`; `came` is what it waits for."""
 
+    def fit(self, own: Params, h: Array, seen: Seen, came: Any) -> Losses:
+        """What its own leaves minimise, a number per case. Default: there are none."""
+        del own, seen, came
+        return jnp.zeros(h.shape[0], h.dtype)
 
-class AbstractLocalSignal(AbstractSignal):
-    """A signal made where it is used: nothing comes back from above."""
+    def cross(self, own: Params, h: Array, seen: Seen, above: Above, rest: Rest) -> Losses:
+        """`rest(h)`, bit for bit, with the signal as the derivative in `h`, and that of `fit` in `own`."""
+        if "gradient" in (self.waits, self.fits):
+            h, tap = _replaced(self, own, h, seen)
+            return with_gradient_of(rest(h), tap)
+        here = jax.lax.stop_gradient(h)
+        return with_gradient_of(rest(here), self.surrogate(own, h, seen, above.source(self.waits, here)))
 
-    @abc.abstractmethod
-    def surrogate(self, own: Params, h: Array, above: Above) -> Losses:
+    def surrogate(self, own: Params, h: Array, seen: Seen, came: Any) -> Losses:
         """One number per case, whose derivatives in `h` and `own` are those that are wanted. Never read."""
+        here = jax.lax.stop_gradient(h)
+        return along(self.gradient(own, here, seen, came), h) + self.fit(own, here, seen, came)
 
-    def cross(self, own: Params, h: Array, above: Above, rest: Rest) -> Losses:
-        return with_gradient_of(rest(jax.lax.stop_gradient(h)), self.surrogate(own, h, above))
+
+def along(gradient: Array, h: Array) -> Losses:
+    """One number per case, whose derivative in `h` is `gradient`."""
+    return jnp.sum((jax.lax.stop_gradient(gradient) * h).reshape(h.shape[0], -1), -1)
 
 
-class AbstractLearnedSignal(AbstractSignal):
-    """A signal that is fitted to what comes back from above: for the activations of one batch after the other."""
+def _replaced(signal: AbstractSignal, own: Params, h: Array, seen: Seen) -> tuple[Array, Losses]:
+    """`h`, and zeros for the losses: what comes back to them is each case's weight in the total loss, so that what
+    comes from above is the gradient of the case's own loss, whether losses are summed or averaged.
+    """
 
-    @abc.abstractmethod
-    def gradient(self, own: Params, h: Array, seen: Seen, target: Array) -> Array:
-        """What takes the place of `target`: the derivative of each case's loss from above, `[cases, ...]`."""
+    @jax.custom_vjp
+    def replaced(own: Params, h: Array, known: Any) -> tuple[Array, Losses]:
+        del own, known
+        return h, jnp.zeros(h.shape[0], h.dtype)
 
-    @abc.abstractmethod
-    def fit(self, own: Params, h: Array, seen: Seen, target: Array) -> Losses:
-        """How badly `own` predicts the target; minimised."""
+    def forward(own: Params, h: Array, known: Any) -> Any:
+        return replaced(own, h, known), (own, h, known)
 
-    def cross(self, own: Params, h: Array, above: Above, rest: Rest) -> Losses:
-        h, tap = self._replaced(own, h, above.seen)
-        return with_gradient_of(rest(h), tap)
+    def backward(kept: Any, back: tuple[Array, Losses]) -> Any:
+        own, h, (answers, key) = kept
+        there = seen._replace(answers=answers, key=key)
+        weight = back[1].reshape(-1, *[1] * (h.ndim - 1))
+        came = jnp.where(weight == 0, 0.0, back[0] / jnp.where(weight == 0, 1.0, weight))
+        sources: dict[Source, Any] = {"gradient": came, "nothing": None}
+        fitted = jax.grad(lambda own: jnp.sum(back[1] * signal.fit(own, h, there, sources[signal.fits])))(own)
+        return fitted, weight * signal.gradient(own, h, there, sources[signal.waits]), None
 
-    def _replaced(self, own: Params, h: Array, seen: Seen) -> tuple[Array, Losses]:
-        """`h`, and zeros for the losses: what comes back to them is each case's weight in the total loss, so that a
-        target is of the case's own loss, whether losses are summed or averaged.
-        """
-
-        @jax.custom_vjp
-        def replaced(own: Params, h: Array, answers: Any) -> tuple[Array, Losses]:
-            del own, answers
-            return h, jnp.zeros(h.shape[0], h.dtype)
-
-        def forward(own: Params, h: Array, answers: Any) -> Any:
-            return replaced(own, h, answers), (own, h, answers)
-
-        def backward(kept: Any, back: tuple[Array, Losses]) -> Any:
-            own, h, answers = kept
-            gradient, weight = back
-            known = seen._replace(answers=answers)
-            weights = weight.reshape(-1, *[1] * (h.ndim - 1))
-            target = jnp.where(weights == 0, 0.0, gradient / jnp.where(weights == 0, 1.0, weights))
-            fitted = jax.grad(lambda own: jnp.sum(weight * self.fit(own, h, known, target)))(own)
-            return fitted, weights * self.gradient(own, h, known, target), None
-
-        replaced.defvjp(forward, backward)
-        return replaced(own, h, seen.answers)
+    replaced.defvjp(forward, backward)
+    return replaced(own, h, (seen.answers, seen.key))
 
 
 class Locked(AbstractSignal):
@@ -142,10 +156,12 @@ class Locked(AbstractSignal):
     'nothing'
     """
 
-    @property
-    def unlocks(self) -> Unlocks:
-        return "nothing"
+    waits: ClassVar[Source] = "gradient"  # pyright: ignore[reportIncompatibleMethodOverride]
 
-    def cross(self, own: Params, h: Array, above: Above, rest: Rest) -> Losses:
-        del own, above
+    def gradient(self, own: Params, h: Array, seen: Seen, came: Any) -> Array:
+        del own, h, seen
+        return came
+
+    def cross(self, own: Params, h: Array, seen: Seen, above: Above, rest: Rest) -> Losses:
+        del own, seen, above
         return rest(h)

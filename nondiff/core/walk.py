@@ -83,15 +83,9 @@ class Walk:
             return self.losses(x, key, i + 1)
         k_here, k_rest = jr.split(key)
         x = x + self.probes[part.name] if part.name in self.probes else x
-        seen = Seen(self.places[part.name], self.answers)
-        above = Above(
-            seen,
-            k_here,
-            lambda h: self._true.losses(h, k_rest, i + 1),
-            lambda h: self._slope(h, i + 1),
-            self.compare,
-        )
-        return part.signal.cross(self.own[part.name], x, above, lambda h: self.losses(h, k_rest, i + 1))
+        seen = Seen(self.places[part.name], self.answers, self.compare, k_here)
+        above = Above(lambda h: self._true.losses(h, k_rest, i + 1), lambda h: self._error(h, i + 1))
+        return part.signal.cross(self.own[part.name], x, seen, above, lambda h: self.losses(h, k_rest, i + 1))
 
     @property
     def _true(self) -> "Walk":
@@ -99,7 +93,7 @@ class Walk:
         bare = [part._replace(signal=None) for part in self.parts]
         return dataclasses.replace(self, parts=bare, params=jax.lax.stop_gradient(self.params), probes={})
 
-    def _slope(self, h: Array, start: int) -> Array:
+    def _error(self, h: Array, start: int) -> Array:
         y = outputs(self.parts[start:], jax.lax.stop_gradient(self.params), jax.lax.stop_gradient(h))
         return jax.lax.stop_gradient(jax.grad(lambda y: jnp.sum(self.compare(y, self.answers)))(y))
 

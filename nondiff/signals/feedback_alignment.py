@@ -3,21 +3,19 @@ https://arxiv.org/abs/1609.01596): the error at the outputs, sent to every modul
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from nondiff.core.checks import check_count
 from nondiff.core.problem import Params
-from nondiff.core.signal import Above, AbstractLocalSignal, Unlocks
+from nondiff.core.signal import AbstractSignal, Seen, Source
 from nondiff.signals.nets import flat
 
 
-class FeedbackAlignment(AbstractLocalSignal):
+class FeedbackAlignment(AbstractSignal):
     """The output's error, by way of a matrix that never changes: nothing goes down through later modules.
 
     **Arguments:**
@@ -34,15 +32,15 @@ class FeedbackAlignment(AbstractLocalSignal):
     """
 
     seed: int = eqx.field(static=True, default=0, kw_only=True)
-    unlocks: ClassVar[Unlocks] = "backward"  # pyright: ignore[reportIncompatibleMethodOverride]
+    waits: ClassVar[Source] = "error"  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __check_init__(self) -> None:
         check_count("FeedbackAlignment", "seed", self.seed, least=0)
 
-    def surrogate(self, own: Params, h: Array, above: Above) -> Float[Array, " cases"]:
+    def gradient(self, own: Params, h: Array, seen: Seen, came: Any) -> Array:
         del own
-        error = flat(above.slope(h))
+        error = flat(came)
         width = math.prod(h.shape[1:])
-        key = jr.fold_in(jr.key(self.seed), above.seen.place.number)
+        key = jr.fold_in(jr.key(self.seed), seen.place.number)
         back = jr.normal(key, (error.shape[1], width), h.dtype) / math.sqrt(error.shape[1])
-        return jnp.sum(flat(h) * jax.lax.stop_gradient(error @ back), -1)
+        return (error @ back).reshape(h.shape)

@@ -4,21 +4,20 @@ Forward Gradient With Local Losses", https://arxiv.org/abs/2210.03310, equation 
 direction, times that direction.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from nondiff.core.checks import check_count
 from nondiff.core.problem import Params
-from nondiff.core.signal import Above, AbstractLocalSignal, Unlocks
-from nondiff.signals.nets import flat
+from nondiff.core.signal import AbstractSignal, Seen, Source
 
 
-class ForwardGradient(AbstractLocalSignal):
+class ForwardGradient(AbstractSignal):
     """The derivative of the loss along random directions of the activations, found on the way forward.
 
     **Arguments:**
@@ -34,19 +33,17 @@ class ForwardGradient(AbstractLocalSignal):
     """
 
     samples: int = eqx.field(static=True, default=1, kw_only=True)
-    unlocks: ClassVar[Unlocks] = "backward"  # pyright: ignore[reportIncompatibleMethodOverride]
+    waits: ClassVar[Source] = "losses"  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __check_init__(self) -> None:
         check_count("ForwardGradient", "samples", self.samples)
 
-    def surrogate(self, own: Params, h: Array, above: Above) -> Float[Array, " cases"]:
+    def gradient(self, own: Params, h: Array, seen: Seen, came: Any) -> Array:
         del own
-        here = jax.lax.stop_gradient(h)
 
-        def along(key: Key[Array, ""]) -> Array:
+        def change(key: Key[Array, ""]) -> Array:
             v = jr.normal(key, h.shape, h.dtype)
-            change = jax.jvp(above.losses, (here,), (v,))[1]
-            return change.reshape(-1, *[1] * (h.ndim - 1)) * v
+            slope = jax.jvp(came, (h,), (v,))[1]
+            return slope.reshape(-1, *[1] * (h.ndim - 1)) * v
 
-        found = jnp.mean(jax.vmap(along)(jr.split(above.key, self.samples)), 0)
-        return jnp.sum(flat(h) * flat(jax.lax.stop_gradient(found)), -1)
+        return jnp.mean(jax.vmap(change)(jr.split(seen.key, self.samples)), 0)

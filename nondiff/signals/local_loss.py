@@ -4,7 +4,7 @@ https://arxiv.org/abs/1901.08164), where each module has a small classifier of i
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -13,12 +13,12 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from nondiff.core.problem import Params
-from nondiff.core.signal import Above, AbstractLocalSignal, Place, Unlocks
+from nondiff.core.signal import AbstractSignal, Place, Seen, Source
 from nondiff.signals.context import encoded, width_of
 from nondiff.signals.nets import AbstractNet, Linear, check_net, flat
 
 
-class LocalLoss(AbstractLocalSignal):
+class LocalLoss(AbstractSignal):
     """The gradient of a loss of the module's own: what a small network reads from its activations is compared with the
     answers, as the chain's outputs are.
 
@@ -38,7 +38,7 @@ class LocalLoss(AbstractLocalSignal):
 
     net: AbstractNet = eqx.field(default=Linear(), kw_only=True)
     similarity: float | int = eqx.field(static=True, default=0.0, kw_only=True)
-    unlocks: ClassVar[Unlocks] = "update"  # pyright: ignore[reportIncompatibleMethodOverride]
+    waits: ClassVar[Source] = "nothing"  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __check_init__(self) -> None:
         check_net("LocalLoss", self.net)
@@ -60,13 +60,16 @@ class LocalLoss(AbstractLocalSignal):
             own["turn"] = {"w": jr.normal(key, (width, width)) / math.sqrt(width), "b": jnp.zeros(width)}
         return own
 
-    def surrogate(self, own: Params, h: Array, above: Above) -> Float[Array, " cases"]:
-        outputs = above.seen.place.outputs
-        read = self.net(own["read"], flat(h)).reshape(h.shape[0], *outputs.shape[1:])
-        losses = above.compare(read, above.seen.answers)
+    def gradient(self, own: Params, h: Array, seen: Seen, came: Any) -> Array:
+        return jax.grad(lambda h: jnp.sum(self.fit(own, h, seen, came)))(h)
+
+    def fit(self, own: Params, h: Array, seen: Seen, came: Any) -> Float[Array, " cases"]:
+        del came
+        read = self.net(own["read"], flat(h)).reshape(h.shape[0], *seen.place.outputs.shape[1:])
+        losses = seen.compare(read, seen.answers)
         if not self.similarity:
             return losses
-        alike = _similar(Linear()(own["turn"], flat(h))) - _similar(encoded(above.seen))
+        alike = _similar(Linear()(own["turn"], flat(h))) - _similar(encoded(seen))
         return (1 - self.similarity) * losses + self.similarity * jnp.mean(alike**2, -1)
 
 

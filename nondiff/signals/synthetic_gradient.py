@@ -4,6 +4,7 @@ activations, and is fitted to what later modules, which learn by predictions the
 """
 
 import math
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,12 +12,12 @@ from jaxtyping import Array, Float, Key
 
 from nondiff.core.checks import check_number
 from nondiff.core.problem import Params
-from nondiff.core.signal import AbstractLearnedSignal, Place, Seen, Unlocks
+from nondiff.core.signal import AbstractSignal, Place, Seen, Source
 from nondiff.signals.context import encoded, width_of
 from nondiff.signals.nets import AbstractNet, Linear, check_net, flat
 
 
-class SyntheticGradient(AbstractLearnedSignal):
+class SyntheticGradient(AbstractSignal):
     """A predicted gradient: a module learns as soon as it has its activations.
 
     **Arguments:**
@@ -41,6 +42,7 @@ class SyntheticGradient(AbstractLearnedSignal):
     net: AbstractNet = eqx.field(default=Linear(), kw_only=True)
     lr_ratio: float | int = eqx.field(static=True, default=10.0, kw_only=True)  # pyright: ignore
     mix: float | int = eqx.field(static=True, default=0.0, kw_only=True)
+    fits: ClassVar[Source] = "gradient"  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __check_init__(self) -> None:
         check_net("SyntheticGradient", self.net)
@@ -49,20 +51,20 @@ class SyntheticGradient(AbstractLearnedSignal):
             raise ValueError(f"`SyntheticGradient(mix={self.mix!r})`: expected a number in [0, 1].")
 
     @property
-    def unlocks(self) -> Unlocks:
-        return "nothing" if self.mix else "update"
+    def waits(self) -> Source:
+        return "gradient" if self.mix else "nothing"
 
     def init(self, place: Place, *, key: Key[Array, ""]) -> Params:
         width = math.prod(place.activations.shape[1:])
         context = width_of("SyntheticGradient", place) if self.conditioned else 0
         return self.net.init(width + context, width, key=key)
 
-    def gradient(self, own: Params, h: Array, seen: Seen, target: Array) -> Array:
+    def gradient(self, own: Params, h: Array, seen: Seen, came: Any) -> Array:
         predicted = self._predicted(own, h, seen)
-        return self.mix * target + (1 - self.mix) * predicted if self.mix else predicted  # 0 * NaN is NaN
+        return self.mix * came + (1 - self.mix) * predicted if self.mix else predicted
 
-    def fit(self, own: Params, h: Array, seen: Seen, target: Array) -> Float[Array, " cases"]:
-        return jnp.sum(flat(self._predicted(own, h, seen) - target) ** 2, -1)
+    def fit(self, own: Params, h: Array, seen: Seen, came: Any) -> Float[Array, " cases"]:
+        return jnp.sum(flat(self._predicted(own, h, seen) - came) ** 2, -1)
 
     def _predicted(self, own: Params, h: Array, seen: Seen) -> Array:
         x = flat(h)
