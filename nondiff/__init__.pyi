@@ -104,6 +104,7 @@ from .run.stopping import WallClock as WallClock
 from .run.tensorboard import TensorBoard as TensorBoard
 from .signals import AbstractNet as AbstractNet
 from .signals import AbstractSignal as AbstractSignal
+from .signals import Delayed as Delayed
 from .signals import FeedbackAlignment as FeedbackAlignment
 from .signals import ForwardGradient as ForwardGradient
 from .signals import Hidden as Hidden

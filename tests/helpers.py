@@ -129,6 +129,7 @@ DECIDED: dict[str, tuple[nd.AbstractEstimator, Any]] = {
 """Estimators for a `rest` that has a derivative in the decision, and the decision."""
 
 SIGNALS: dict[str, nd.AbstractSignal] = {
+    "delayed": nd.Delayed(),
     "feedback_alignment": nd.FeedbackAlignment(),
     "forward_gradient": nd.ForwardGradient(samples=2),
     "local_loss": nd.LocalLoss(),

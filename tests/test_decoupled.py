@@ -271,6 +271,103 @@ def test_cosines_are_those_with_the_true_gradient() -> None:
     assert locked.cosines(compare, (X, ANSWERS))(moment) == pytest.approx({"cosine/h0": 1.0, "cosine/h1": 1.0})
 
 
+RATE = 0.1
+
+
+def trajectory(model: nd.Decoupled, params: Any, steps: int) -> list[Any]:
+    """Of gradient descent, each step with a batch of its own."""
+    data = jr.normal(jr.key(8), (steps * CASES, 5)), jr.randint(jr.key(9), (steps * CASES,), 0, 3)
+    problem, trainer = nd.Supervised(model.loss(compare), data, params=params, batch_size=CASES), descent()
+    state, found = nd.init(problem, trainer, key=jr.key(0)), []
+    step = jax.jit(lambda state: nd.step(problem, trainer, nd.Vmap(), state)[0])
+    for _ in range(steps):
+        batch = problem.batch(state.problem, key=jr.key(0))
+        state = step(state)
+        found.append((getattr(batch, "rows", batch), state.trainer.params))
+    return found
+
+
+def descent() -> nd.Backprop:
+    return nd.Backprop(optax.sgd(RATE))
+
+
+LATE = {
+    "delayed": (nd.Delayed(2), 0),
+    "synthetic": (nd.SyntheticGradient(), 2),
+    "feedback": (nd.FeedbackAlignment(), 2),
+    "mixed": (nd.SyntheticGradient(mix=0.4), 2),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_late_messages_are_about_earlier_batches(name: str) -> None:
+    """Three modules, messages two steps late. Those that wait hear of older batches, the lower the older."""
+    signal, late = LATE[name]
+    model = model_of(signal, late=late)
+    params = started(model)
+    found = trajectory(model, params, 6)
+    names, stages = ("h0", "h1", "read"), [part.stage for part in model.parts]
+    batches = [batch for batch, _ in found]
+    inputs: list[list[Any]] = []  # of each step and module, with the parameters of then
+    sent: dict[str, list[Any]] = {"h0": [], "h1": [], "error": []}  # one for each step
+    for n in range(6):
+        now, own = params["stages"], params["signals"]
+
+        def predicted(own: Any, h: Any, answers: Any) -> Any:
+            return jnp.concatenate([h, jax.nn.one_hot(answers, 3)], 1) @ own["w"] + own["b"]
+
+        x, answers = batches[n]
+        inputs.append([x])
+        for here, stage in zip(names[:2], stages[:2], strict=True):
+            inputs[n].append(stage(now[here], inputs[n][-1]))
+        y, back = jax.vjp(stages[2], now["read"], inputs[n][2])
+        error = jax.grad(lambda y, a=answers: jnp.sum(compare(y, a)))(y)
+        slopes, down = back(error)
+        moves, fits = {"read": slopes}, jtu.tree_map(jnp.zeros_like, own)
+        sent["error"].append(error)
+        for i, here in ((1, "h1"), (0, "h0")):
+            sent[here].append(down)
+            age = 4 if here == "h0" and name in ("delayed", "mixed") else 2
+            came = sent["error" if name == "feedback" else here][n - 2] if n >= age else None
+            then = max(n - age, 0)
+            used = n if name == "synthetic" else then
+            h, back = jax.vjp(stages[i], now[here], inputs[used][i])
+            gradient = jnp.zeros_like(h)
+            if name == "synthetic":
+                gradient = predicted(own[here], h, batches[used][1])
+            elif came is not None and name == "feedback":
+                gradient = came @ jr.normal(jr.fold_in(jr.key(0), i), (3, h.shape[1])) / np.sqrt(3)
+            elif came is not None:
+                gradient = came if name == "delayed" else 0.4 * came + 0.6 * predicted(own[here], h, batches[used][1])
+            moves[here], down = back(gradient)
+            if came is not None and name in ("synthetic", "mixed"):
+                seen, y = stages[i](now[here], inputs[then][i]), batches[then][1]
+                fits[here] = jax.grad(lambda o, h=seen, y=y, c=came: jnp.sum((predicted(o, h, y) - c) ** 2))(own[here])
+        slopes = {"stages": moves, "signals": fits}
+        params = jtu.tree_map(lambda p, g: p - RATE * g / CASES, params, slopes)
+        assert_close(found[n][1], params, err_msg=f"step {n}")
+
+
+def test_local_losses_are_never_late() -> None:
+    model, late = model_of(nd.LocalLoss()), model_of(nd.LocalLoss(), late=3)
+    params = started(model)
+    for (_, one), (_, other) in zip(trajectory(model, params, 4), trajectory(late, params, 4), strict=True):
+        assert_close(one, other)
+
+
+def test_what_is_on_its_way_is_kept_in_the_state() -> None:
+    model = model_of(nd.Delayed(2))
+    data = jr.normal(jr.key(8), (40, 5)), jr.randint(jr.key(9), (40,), 0, 3)
+    problem = nd.Supervised(model.loss(compare), data, params=model.init, batch_size=CASES)
+    whole = nd.fit(problem, descent(), steps=7, key=jr.key(0))
+    part = nd.fit(problem, descent(), steps=3, key=jr.key(0))
+    rest = nd.fit(problem, descent(), steps=7, state=part.state)
+    for one, other in zip(*(jtu.tree_leaves(r.params) for r in (whole, rest)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    value = model.loss(compare)(whole.params, data, jr.key(0))[0]  # without memory: the true loss
+    np.testing.assert_allclose(value, compare(model(whole.params, data[0]), data[1]), rtol=1e-5)
+
+
 def test_far_workers_can_take_the_loss() -> None:
     model = model_of(nd.SyntheticGradient())
     params = started(model)
@@ -335,6 +432,17 @@ ERRORS = {
     "ratio": (lambda: nd.SyntheticGradient(lr_ratio=0), "lr_ratio=0.*above 0"),
     "net": (lambda: nd.LocalLoss(net="linear"), r"net='linear'.*`Linear\(\)`"),
     "similarity": (lambda: nd.LocalLoss(similarity=float("nan")), r"similarity=nan.*in \[0, 1\]"),
+    "late": (lambda: model_of(nd.Locked(), late=-1), "late=-1.*at least 0"),
+    "late_inside": (
+        lambda: model_of(nd.Locked(), modules={"a": nd.Decoupled(chain(), signal=nd.Locked(), late=1), "b": chain()}),
+        "`a` has `late=1`; give it to the outermost one alone",
+    ),
+    "steps": (lambda: nd.Delayed(0), "steps=0.*at least 1"),
+    "losses_late": (lambda: model_of(nd.ForwardGradient(), late=1), "asks for the losses of the present batch"),
+    "outside": (
+        lambda: nd.Supervised(model_of(nd.Delayed()).loss(compare), lambda step: (X, ANSWERS), params=jnp.zeros(1)),
+        "remembers earlier batches; give the data as arrays",
+    ),
     "samples": (lambda: nd.ForwardGradient(samples=0), "samples=0.*at least 1"),
     "seed": (lambda: nd.FeedbackAlignment(seed=-1), "seed=-1.*at least 0"),
     "hidden": (lambda: nd.Hidden(0), "width=0.*at least 1"),

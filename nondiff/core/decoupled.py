@@ -16,6 +16,8 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from nondiff.core.chain import Chain
+from nondiff.core.checks import check_count
+from nondiff.core.late import LateLoss, modules
 from nondiff.core.problem import Params
 from nondiff.core.signal import AbstractSignal, Locked, Place
 from nondiff.core.stage import AbstractStage
@@ -35,6 +37,9 @@ class Decoupled:
       is none behind the others.
     - `like`: a batch `(inputs, answers)`, or shapes and types of one, by which signals know what they are about. Only a
       module of another `Decoupled` needs none.
+    - `late`: how many steps late everything arrives that comes from above, 0 or more (default 0): what modules in
+      separate processes learn from, in one process. A `SyntheticGradient` is fitted later, `FeedbackAlignment` learns
+      from an earlier batch. Under `Supervised`, which remembers what is on its way.
 
     Used like a `Chain`: `decoupled(params, x)`, `decoupled.loss(compare)` and `decoupled.init`, which makes
     `{"stages": {module: ...}, "signals": {boundary: ...}}`. The loss is the true one, bit for bit. Its derivative in a
@@ -62,6 +67,7 @@ class Decoupled:
     modules: "Chain | Mapping[str, AbstractStage | Chain | Decoupled]"
     signal: AbstractSignal | Mapping[str, AbstractSignal]
     like: PyTree = dataclasses.field(default=None, kw_only=True)
+    late: int = dataclasses.field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self._modules:
@@ -81,9 +87,15 @@ class Decoupled:
         for signal in self.signal.values() if isinstance(self.signal, Mapping) else [self.signal]:
             if not isinstance(signal, AbstractSignal):
                 raise ValueError(f"`Decoupled(signal={signal!r})`: expected a signal, for example `LocalLoss()`.")
+        check_count("Decoupled", "late", self.late, least=0)
+        for name, module in self._modules.items():
+            if isinstance(module, Decoupled) and module.late:
+                raise ValueError(f"`Decoupled`: `{name}` has `late={module.late}`; give it to the outermost one alone.")
         if self.like is not None:
             object.__setattr__(self, "like", jtu.tree_map(_shape, self.like))  # data would travel with the loss
             jax.eval_shape(self.init, jr.key(0))
+            if self.is_late:
+                modules(self.parts, self.late)
 
     @property
     def _modules(self) -> "Mapping[str, AbstractStage | Chain | Decoupled]":
@@ -103,6 +115,11 @@ class Decoupled:
             inner = [part._replace(path=(name, *part.path)) for part in inner]
             parts += [*inner[:-1], inner[-1]._replace(signal=self._signal(name))]
         return tuple(parts)
+
+    @property
+    def is_late(self) -> bool:
+        """Does anything from above arrive at a later step?"""
+        return bool(self.late) or any(part.signal is not None and part.signal.late for part in self.parts)
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Where modules and signals start."""
@@ -145,8 +162,10 @@ class Decoupled:
         """The answers, `[cases, ...]`."""
         return outputs(self.parts, params["stages"], x)
 
-    def loss(self, compare: Compare) -> Callable[[Any, PyTree, Key[Array, ""]], Float[Array, " cases"]]:
+    def loss(self, compare: Compare) -> BatchLoss | LateLoss:
         """`loss(params, batch, key)` of batches `(inputs, answers)`; `compare` as for `Chain.loss`."""
+        if self.is_late:
+            return LateLoss(self.parts, self.places, compare, self.late)
         return BatchLoss(self, compare)
 
     def walk(self, params: Mapping[str, Any], answers: Any, compare: Compare) -> Walk:

@@ -86,6 +86,11 @@ class AbstractSignal(eqx.Module):
         return UNLOCKS[self.waits]
 
     @property
+    def late(self) -> int:
+        """How many steps late it gets what comes from above."""
+        return 0
+
+    @property
     def lr_ratio(self) -> float | int:
         """How much faster its own leaves should learn than the modules (`Decoupled.optimizer`)."""
         return 1.0

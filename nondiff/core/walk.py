@@ -84,7 +84,7 @@ class Walk:
         k_here, k_rest = jr.split(key)
         x = x + self.probes[part.name] if part.name in self.probes else x
         seen = Seen(self.places[part.name], self.answers, self.compare, k_here)
-        above = Above(lambda h: self._true.losses(h, k_rest, i + 1), lambda h: self._error(h, i + 1))
+        above = Above(lambda h: self._true.losses(h, k_rest, i + 1), lambda h: self.error(h, i + 1))
         return part.signal.cross(self.own[part.name], x, seen, above, lambda h: self.losses(h, k_rest, i + 1))
 
     @property
@@ -93,7 +93,8 @@ class Walk:
         bare = [part._replace(signal=None) for part in self.parts]
         return dataclasses.replace(self, parts=bare, params=jax.lax.stop_gradient(self.params), probes={})
 
-    def _error(self, h: Array, start: int) -> Array:
+    def error(self, h: Array, start: int) -> Array:
+        """The derivative of each case's loss in the outputs, from the activations before stage number `start`."""
         y = outputs(self.parts[start:], jax.lax.stop_gradient(self.params), jax.lax.stop_gradient(h))
         return jax.lax.stop_gradient(jax.grad(lambda y: jnp.sum(self.compare(y, self.answers)))(y))
 

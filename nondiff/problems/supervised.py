@@ -1,7 +1,7 @@
 """A loss over data: arrays in memory, drawn without replacement, or batches from any Python iterator."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -25,6 +25,20 @@ class _Order(eqx.Module):
     key: Key[Array, ""]
 
 
+class _Remembered(eqx.Module):
+    """What a loss wants to be told at the next step."""
+
+    order: Any
+    memory: Any
+
+
+class _Told(NamedTuple):
+    """A batch, and what the loss remembers."""
+
+    rows: Any
+    memory: Any
+
+
 class _Outside:
     """Batches from outside. Held apart: trees of arrays and static fields hold no generators."""
 
@@ -38,7 +52,9 @@ class Supervised(AbstractProblem):
     **Arguments:**
 
     - `loss`: takes the parameters, a batch and a key; returns one number, or one per case (their mean is minimised; a
-      trainer may ask for them). It may return `(loss, aux)`.
+      trainer may ask for them). It may return `(loss, aux)`. One with a method `memory(batch)`, which makes what it
+      remembers at first from the shapes of a batch, takes that as its fourth argument and returns the next as `aux`:
+      that of a step's first evaluation is kept. Not for batches from outside, or pieces of batches.
     - `data`: a pytree of arrays with the same first axis, of which every step draws `batch_size` rows; or batches from
       outside: a function of the step number, or any iterable (a `DataLoader`, a generator). An iterable that can be
       started again is, at its end; a generator ends the training.
@@ -89,6 +105,8 @@ class Supervised(AbstractProblem):
                 raise ValueError(
                     f"`Supervised(data={data!r})`: expected arrays, an iterable, or a function of the step."
                 )
+            if hasattr(loss, "memory"):
+                raise ValueError("`Supervised`: its loss remembers earlier batches; give the data as arrays.")
             for name, value in (("batch_size", batch_size), ("shards", shards)):
                 if value is not None:
                     raise ValueError(f"`Supervised({name}={value})`: these batches come from outside, as they are.")
@@ -120,29 +138,47 @@ class Supervised(AbstractProblem):
     def init(self, *, key: Key[Array, ""]) -> Params:
         return starting_point(self.params, key)
 
-    def init_state(self, *, key: Key[Array, ""]) -> _Order | tuple[()]:
+    def init_state(self, *, key: Key[Array, ""]) -> Any:
+        order = self._first_order(key)
+        if not hasattr(self.fn, "memory"):
+            return order
+        rows = jax.eval_shape(lambda: self._drawn(order))
+        return _Remembered(order, self.fn.memory(rows))  # pyright: ignore[reportFunctionMemberAccess]
+
+    def _first_order(self, key: Key[Array, ""]) -> _Order | tuple[()]:
         if self.stream is not None or self.batch_size is None:
             return ()
         zero = jnp.zeros((), jnp.int32)
         return _Order(self._shuffled(key, zero), zero, zero, key)
 
-    def batch(self, state: _Order | tuple[()], *, key: Key[Array, ""]) -> Batch:
+    def batch(self, state: Any, *, key: Key[Array, ""]) -> Batch:
         del key
         if self.stream is not None:
             raise ValueError(
                 "`Supervised`: these batches come from outside; `fit` passes them on, `step(batch=)` takes one."
             )
+        if isinstance(state, _Remembered):
+            return _Told(self._drawn(state.order), state.memory)
+        return self._drawn(state)
+
+    def _drawn(self, state: _Order | tuple[()]) -> Batch:
         if not isinstance(state, _Order) or self.batch_size is None:
             return self.data
         rows = jax.lax.dynamic_slice_in_dim(state.order, state.position, self.batch_size)
         return jtu.tree_map(lambda x: x[rows], self.data)
 
     def loss(self, params: Params, batch: Batch, *, key: Key[Array, ""]) -> tuple[Array, PyTree]:
-        out = self.fn(params, batch, key)
+        told = (batch.rows, key, batch.memory) if isinstance(batch, _Told) else (batch, key)
+        out = self.fn(params, *told)
         return out if isinstance(out, tuple) else (out, None)
 
-    def absorb(self, state: _Order | tuple[()], aux: PyTree, batch: Batch) -> _Order | tuple[()]:
-        del aux, batch
+    def absorb(self, state: Any, aux: PyTree, batch: Batch) -> Any:
+        del batch
+        if isinstance(state, _Remembered):
+            return _Remembered(self._next_order(state.order), jtu.tree_map(lambda x: x[0], aux))
+        return self._next_order(state)
+
+    def _next_order(self, state: _Order | tuple[()]) -> _Order | tuple[()]:
         if not isinstance(state, _Order) or self.batch_size is None:
             return state
         position = state.position + self.batch_size
@@ -169,6 +205,8 @@ class Supervised(AbstractProblem):
                 f"`Supervised(batch_size={self.batch_size}, shards={self.shards})`: {of} shards are wanted, and each "
                 f"is to see its own rows of the data at every step. Give `shards={of}`."
             )
+        if isinstance(batch, _Told):
+            raise ValueError("`Supervised`: its loss remembers whole batches, and pieces of them are wanted.")
         return AbstractProblem.rows(self, batch, number, of)
 
     def bare(self) -> "Supervised":
