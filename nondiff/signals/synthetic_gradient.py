@@ -23,10 +23,8 @@ class SyntheticGradient(AbstractSignal):
     **Arguments:**
 
     - `conditioned`: does the network see the answers, too (default)? Without them, accuracy falls with depth.
-    - `net`: `Linear()` (default) or `Hidden(width)`; it starts by predicting 0. A hidden layer was worse than a linear
-      network at every depth measured.
-    - `lr_ratio`: how much faster it learns than the modules, above 0 (default 10), by `Decoupled.optimizer`. With the
-      same rate for both, depth 5 lost eight points.
+    - `net`: `Linear()` (default) or `Hidden(width)`; it starts by predicting 0.
+    - `lr_ratio`: how much faster it learns than the modules, above 0 (default 10), by `Decoupled.optimizer`.
     - `mix`: of the gradient from above, in [0, 1]: BP(lambda) of the paper's supplement. 0 (default) is the prediction
       alone, 1 is backpropagation; anything above 0 waits for later modules.
 
