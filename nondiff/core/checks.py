@@ -33,3 +33,9 @@ def check_number(owner: str, name: str, value: Any, *, positive: bool = False, e
     if not number or not math.isfinite(value) or value < 0 or (positive and value == 0):
         bound = "above 0" if positive else "of at least 0"
         raise ValueError(f"`{owner}({name}={value!r})`: expected a finite number {bound}, for example {example}.")
+
+
+def check_share(owner: str, name: str, value: Any) -> None:
+    """**Raises** `ValueError` unless `value` is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"`{owner}({name}={value!r})`: expected a number in [0, 1].")

@@ -150,7 +150,7 @@ class LateLoss:
 
         fixed = jax.lax.stop_gradient(params["stages"])
         used = now if signal.waits == "nothing" else then
-        here = through(fixed, used.inputs)
+        here, back = jax.vjp(lambda x: through(fixed, x), used.inputs)
         gradient = signal.gradient(own, here, seen(used), came)
         if signal.fits == "nothing":
             fit = signal.fit(own, here, seen(used), came)
@@ -159,8 +159,7 @@ class LateLoss:
         gradient = jax.lax.stop_gradient(gradient)
         if signal.waits != "nothing":
             gradient = jnp.where(arrived, gradient, 0.0)
-        (down,) = jax.vjp(lambda x: through(fixed, x), used.inputs)[1](gradient)
-        return along(gradient, through(params["stages"], used.inputs)) + fit, down
+        return along(gradient, through(params["stages"], used.inputs)) + fit, back(gradient)[0]
 
 
 def _zeros(n: int, like: Any) -> Any:

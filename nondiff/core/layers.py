@@ -36,6 +36,11 @@ class AbstractActivation(eqx.Module):
         """`argmin_z gamma/2 |a - h(z)|^2 + beta/2 |z - m|^2`, for weights above 0."""
 
 
+def affine(params: Any, x: Any) -> Any:
+    """`x @ w + b`, in one form everywhere, so that a product that two ask for is computed once."""
+    return x @ params["w"] + params["b"]
+
+
 class Dense(AbstractStage):
     """`x @ w + b`, from `{"w": [inputs, outputs], "b": [outputs]}`.
 
@@ -66,7 +71,7 @@ class Dense(AbstractStage):
         return {"w": w, "b": jnp.zeros(self.outputs)}
 
     def __call__(self, params: Params, x: Any) -> Any:
-        return x @ params["w"] + params["b"]
+        return affine(params, x)
 
 
 class Activation(AbstractStage):

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from nondiff.core.checks import check_share
+from nondiff.core.layers import affine
 from nondiff.core.problem import Params
 from nondiff.core.signal import AbstractSignal, Place, Seen, Source
 from nondiff.signals.context import encoded, width_of
@@ -42,9 +44,7 @@ class LocalLoss(AbstractSignal):
 
     def __check_init__(self) -> None:
         check_net("LocalLoss", self.net)
-        number = isinstance(self.similarity, int | float) and not isinstance(self.similarity, bool)
-        if not number or not 0 <= self.similarity <= 1:
-            raise ValueError(f"`LocalLoss(similarity={self.similarity!r})`: expected a number in [0, 1].")
+        check_share("LocalLoss", "similarity", self.similarity)
 
     def init(self, place: Place, *, key: Key[Array, ""]) -> Params:
         outputs = place.outputs
@@ -69,7 +69,7 @@ class LocalLoss(AbstractSignal):
         losses = seen.compare(read, seen.answers)
         if not self.similarity:
             return losses
-        alike = _similar(Linear()(own["turn"], flat(h))) - _similar(encoded(seen))
+        alike = _similar(affine(own["turn"], flat(h))) - _similar(encoded(seen))
         return (1 - self.similarity) * losses + self.similarity * jnp.mean(alike**2, -1)
 
 

@@ -10,6 +10,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from nondiff.core.checks import check_count
+from nondiff.core.layers import affine
 from nondiff.core.problem import Params
 
 
@@ -37,7 +38,7 @@ class Linear(AbstractNet):
         return {"w": jnp.zeros((inputs, outputs)), "b": jnp.zeros(outputs)}
 
     def __call__(self, params: Any, x: Array) -> Array:
-        return x @ params["w"] + params["b"]
+        return affine(params, x)
 
 
 class Hidden(AbstractNet):
@@ -58,8 +59,7 @@ class Hidden(AbstractNet):
         return {"first": first, "last": Linear().init(self.width, outputs, key=key)}
 
     def __call__(self, params: Any, x: Array) -> Array:
-        linear = Linear()
-        return linear(params["last"], jax.nn.relu(linear(params["first"], x)))
+        return affine(params["last"], jax.nn.relu(affine(params["first"], x)))
 
 
 def check_net(owner: str, net: Any) -> None:

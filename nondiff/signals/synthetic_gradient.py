@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from nondiff.core.checks import check_number
+from nondiff.core.checks import check_number, check_share
 from nondiff.core.problem import Params
 from nondiff.core.signal import AbstractSignal, Place, Seen, Source
 from nondiff.signals.context import encoded, width_of
@@ -45,8 +45,7 @@ class SyntheticGradient(AbstractSignal):
     def __check_init__(self) -> None:
         check_net("SyntheticGradient", self.net)
         check_number("SyntheticGradient", "lr_ratio", self.lr_ratio, positive=True, example=10.0)
-        if isinstance(self.mix, bool) or not isinstance(self.mix, int | float) or not 0 <= self.mix <= 1:
-            raise ValueError(f"`SyntheticGradient(mix={self.mix!r})`: expected a number in [0, 1].")
+        check_share("SyntheticGradient", "mix", self.mix)
 
     @property
     def waits(self) -> Source:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from nondiff.core.layers import AbstractActivation
+from nondiff.core.layers import AbstractActivation, affine
 from nondiff.core.population import AbstractSampler
 from nondiff.trainers.output_losses import AbstractOutputLoss
 
@@ -123,10 +123,10 @@ class SubSteps(eqx.Module):
 
     def forward(self, params: PyTree, x: Array) -> Auxiliary:
         """The network's own values: every constraint holds."""
-        z, a = [linear(params[self.names[0]], x)], []
+        z, a = [affine(params[self.names[0]], x)], []
         for h, name in zip(self.functions, self.names[1:], strict=True):
             a.append(h(z[-1]))
-            z.append(linear(params[name], a[-1]))
+            z.append(affine(params[name], a[-1]))
         u, v = (z, a) if self.multipliers else ([], [])
         return Auxiliary(tuple(z), tuple(a), tuple(map(jnp.zeros_like, u)), tuple(map(jnp.zeros_like, v)))
 
@@ -139,7 +139,7 @@ class SubSteps(eqx.Module):
         v = [x / rho for x in now.v] or [jnp.zeros(())] * len(a)
         apart = []
         for i, layer in enumerate(layers):
-            own = linear(layer, x if i == 0 else a[i - 1])
+            own = affine(layer, x if i == 0 else a[i - 1])
             fit = self.relaxation * own + (1 - self.relaxation) * z[i]  # Boyd et al., 2011, equation 3.19
             if i < len(a):
                 h = self.functions[i]
@@ -181,11 +181,6 @@ def inverse(square: Array) -> Array:
     """Of 1 + a matrix that is not negative."""
     one = jnp.eye(square.shape[0], dtype=square.dtype)
     return jsl.cho_solve(jsl.cho_factor(one + square), one)
-
-
-def linear(layer: PyTree, a: Array) -> Array:
-    """In the form that `Dense` has, so that a product both ask for is computed once."""
-    return a @ layer["w"] + layer["b"]
 
 
 def gram(a: Array) -> Array:
