@@ -341,7 +341,8 @@ def test_late_messages_are_about_earlier_batches(name: str) -> None:
                 gradient = came if name == "delayed" else 0.4 * came + 0.6 * predicted(own[here], h, batches[used][1])
             moves[here], down = back(gradient)
             if came is not None and name in ("synthetic", "mixed"):
-                seen, y = stages[i](now[here], inputs[then][i]), batches[then][1]
+                replayed, y = stages[i](now[here], inputs[then][i]), batches[then][1]
+                seen = inputs[then][i + 1] if name == "synthetic" else replayed
                 fits[here] = jax.grad(lambda o, h=seen, y=y, c=came: jnp.sum((predicted(o, h, y) - c) ** 2))(own[here])
         slopes = {"stages": moves, "signals": fits}
         params = jtu.tree_map(lambda p, g: p - RATE * g / CASES, params, slopes)

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from nondiff.core.chain import Chain
 from nondiff.core.checks import check_count
-from nondiff.core.late import LateLoss, modules
+from nondiff.core.late import LateLoss
+from nondiff.core.module import modules
 from nondiff.core.problem import Params
 from nondiff.core.signal import AbstractSignal, Locked, Place
 from nondiff.core.stage import AbstractStage
@@ -95,7 +96,7 @@ class Decoupled:
             object.__setattr__(self, "like", jtu.tree_map(_shape, self.like))  # data would travel with the loss
             jax.eval_shape(self.init, jr.key(0))
             if self.is_late:
-                modules(self.parts, self.late)
+                modules(self.parts, self.places, self.late)
 
     @property
     def _modules(self) -> "Mapping[str, AbstractStage | Chain | Decoupled]":
@@ -180,7 +181,7 @@ class Decoupled:
 
         def scaled(updates: Any, params: Any = None) -> Any:
             del params
-            signals = {n: jtu.tree_map(lambda u, r=r: r * u, updates["signals"][n]) for n, r in ratios.items()}
+            signals = {n: jtu.tree_map(lambda u, n=n: ratios[n] * u, own) for n, own in updates["signals"].items()}
             return {**updates, "signals": signals}
 
         return optax.chain(optimizer, optax.stateless(scaled))
