@@ -6,6 +6,7 @@ from . import distributed as distributed
 from . import estimators as estimators
 from . import evaluators as evaluators
 from . import launch as launch
+from . import pipeline as pipeline
 from . import problems as problems
 from . import prox as prox
 from . import run as run
@@ -79,6 +80,9 @@ from .estimators import one_hot as one_hot
 from .evaluators import Host as Host
 from .evaluators import Ray as Ray
 from .evaluators import Vmap as Vmap
+from .pipeline import Actors as Actors
+from .pipeline import Devices as Devices
+from .pipeline import Pipeline as Pipeline
 from .problems import BlackBox as BlackBox
 from .problems import Gym as Gym
 from .problems import Supervised as Supervised

@@ -178,7 +178,7 @@ def test_evaluations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_decoupled(tmp_path: pathlib.Path) -> None:
     """A row for each signal and depth, beside backpropagation, and a picture of them."""
     words = "--signals", "synthetic", "feedback", "--depths", "1", "2", "--rates", "0.001", "--seeds=1", "--epochs=1"
-    found = bench("decoupled.py", *words)
+    found = bench("decoupled.py", *words, "--parts", "accuracy")
     rows = found["rows"]
     names = ["backprop", "synthetic", "feedback"]
     assert [(row["depth"], row["signal"]) for row in rows] == [(d, n) for d in (1, 2) for n in names]
@@ -190,6 +190,15 @@ def test_decoupled(tmp_path: pathlib.Path) -> None:
     command = [sys.executable, str(script), str(tmp_path / "found.txt"), "--out", str(tmp_path / "found.png")]
     subprocess.run(command, check=True)
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_decoupled_pipeline() -> None:
+    """A process that is killed changes nothing but the time."""
+    found = bench("decoupled.py", "--parts", "pipeline", "--pipeline-seeds=1", "--pipeline-steps=12")["pipeline"]
+    accuracy = {(row["signal"], row["delay"], row["killed"]): row["accuracy"] for row in found}
+    assert accuracy["local", 0.0, True] == accuracy["local", 0.0, False] == accuracy["local", 0.02, False]
+    assert {row["signal"] for row in found} == {"locked", "local", "synthetic"}
 
 
 def test_admm() -> None:

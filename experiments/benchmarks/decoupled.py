@@ -1,12 +1,14 @@
 """How deep decoupled modules go: accuracy by depth for every signal, beside backpropagation.
 
     python experiments/benchmarks/decoupled.py
+    python experiments/benchmarks/decoupled.py --parts pipeline
     python experiments/benchmarks/decoupled.py --signals synthetic local --depths 2 8 --seeds 2
     python experiments/benchmarks/decoupled.py --json
 
 The network of `experiments/decoupled_mlp.py`: layers of 128 units with layer normalisation, 4,000 MNIST images to train
 on, 1,000 unseen, 40 epochs of Adam. Every signal and backpropagation get the same learning rates, and each has the
-row of its best one by mean accuracy. `unconditioned` is a synthetic gradient that does not see the answers.
+row of its best one by mean accuracy. `unconditioned` is a synthetic gradient that does not see the answers. Then a
+pipeline of two processes beside backpropagation in one (`decoupled_pipeline.py`); leave the machine alone meanwhile.
 """
 
 import dataclasses
@@ -15,7 +17,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.random as jr
@@ -27,6 +29,7 @@ from nondiff.launch.words import aligned
 from nondiff.run.versions import versions
 
 mlp: Any = load(Path(__file__).parents[1] / "decoupled_mlp.py", "decoupled_mlp.py")
+pipeline: Any = load(Path(__file__).parent / "decoupled_pipeline.py", "decoupled_pipeline.py")
 SIGNALS: dict[str, dict[str, Any]] = {
     "synthetic": {"signal": "synthetic"},
     "unconditioned": {"signal": "synthetic", "unconditioned": True},
@@ -43,6 +46,8 @@ COLUMNS = ("signal", "depth", "rate", "accuracy", "least", "backprop", "cosine b
 class Options:
     """What can be chosen."""
 
+    parts: tuple[Literal["accuracy", "pipeline"], ...] = ("accuracy", "pipeline")
+    """What is measured."""
     signals: tuple[str, ...] = tuple(SIGNALS)
     """Only these, beside backpropagation."""
     depths: tuple[int, ...] = (2, 3, 5, 8)
@@ -53,14 +58,19 @@ class Options:
     """Of images, network and batches."""
     epochs: int = 40
     """Of every training."""
+    pipeline_seeds: int = 3
+    """Of images, network and batches in the pipeline's rows, of which the rates are medians."""
+    pipeline_steps: int = 600
+    """Of every training there."""
     json: bool = False
     """The last line is one JSON object with all of it."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.signals) - set(SIGNALS):
             raise SystemExit(f"--signals {' '.join(sorted(unknown))}: expected some of {', '.join(SIGNALS)}.")
-        if min(self.seeds, self.epochs, *self.depths) < 1 or not self.rates or min(self.rates) <= 0:
-            raise SystemExit("--seeds, --epochs and --depths: expected at least 1; --rates: above 0.")
+        counts = self.seeds, self.epochs, self.pipeline_seeds, self.pipeline_steps, *self.depths
+        if min(counts) < 1 or not self.rates or min(self.rates) <= 0:
+            raise SystemExit("seeds, epochs, steps and --depths: expected at least 1; --rates: above 0.")
 
 
 def trained(chosen: dict[str, Any], depth: int, rate: float, seed: int, options: Options) -> dict[str, float]:
@@ -115,10 +125,16 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def main(options: Options) -> None:
-    table = list(rows(options))
-    print("\n".join(aligned([COLUMNS, *map(cells, table)], right=range(1, len(COLUMNS)))))
+    found: dict[str, list[dict[str, Any]]] = {"rows": [], "pipeline": []}
+    if "accuracy" in options.parts:
+        found["rows"] = list(rows(options))
+        print("\n".join(aligned([COLUMNS, *map(cells, found["rows"])], right=range(1, len(COLUMNS)))))
+    if "pipeline" in options.parts:
+        found["pipeline"] = list(pipeline.rows(options.pipeline_seeds, options.pipeline_steps))
+        table = [pipeline.COLUMNS, *map(pipeline.cells, found["pipeline"])]
+        print("\n".join(aligned(table, right=range(1, len(pipeline.COLUMNS)))))
     if options.json:
-        print(json.dumps({"rows": table, "settings": dataclasses.asdict(options), "versions": versions()}))
+        print(json.dumps({**found, "settings": dataclasses.asdict(options), "versions": versions()}))
 
 
 if __name__ == "__main__":

@@ -178,13 +178,7 @@ class Decoupled:
         they are about.
         """
         ratios = {part.name: part.signal.lr_ratio for part in self.parts if part.signal is not None}
-
-        def scaled(updates: Any, params: Any = None) -> Any:
-            del params
-            signals = {n: jtu.tree_map(lambda u, n=n: ratios[n] * u, own) for n, own in updates["signals"].items()}
-            return {**updates, "signals": signals}
-
-        return optax.chain(optimizer, optax.stateless(scaled))
+        return optax.chain(optimizer, optax.stateless(_Scaled(ratios)))
 
     def cosines(self, compare: Compare, batch: PyTree) -> Callable[[Any], dict[str, float]]:
         """A metric for `fit(metrics=[...])`: `cosine/<boundary>`, between what comes back there and the true gradient,
@@ -212,6 +206,18 @@ class Decoupled:
             return {f"cosine/{name}": _cosine(signals[name], truth[name]) for name in zeros}
 
         return lambda moment: {n: float(c) for n, c in compared(moment.params, x, answers).items()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Scaled:
+    """Updates of signals' leaves, times their ratios; no closure, so that workers find it by its name."""
+
+    ratios: Mapping[str, float | int]
+
+    def __call__(self, updates: Any, params: Any = None) -> Any:
+        del params
+        signals = {n: jtu.tree_map(lambda u, n=n: self.ratios[n] * u, own) for n, own in updates["signals"].items()}
+        return {**updates, "signals": signals}
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

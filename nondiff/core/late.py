@@ -56,7 +56,7 @@ class LateLoss:
             inputs.append(module.up(jax.lax.stop_gradient(params), inputs[-1]))
         now = [Now(step, h, answers, k) for h, k in zip(inputs, keys_of(key, len(inputs)), strict=True)]
         losses, handed, _ = last.learn(params, now[-1], (), last.silence(cases_of(answers)), self.compare)
-        error, remembered = Message(handed.error, step), {}
+        error, remembered = handed.error, {}
         surrogate = jnp.zeros_like(losses)
         for module in reversed(below):
             sent = {"gradient": handed.down, "error": error}.get(module.source, Message((), step))

@@ -50,12 +50,12 @@ class Then(NamedTuple):
 
 
 class Handed(NamedTuple):
-    """What a module hands on at a step; zeros where nobody wants it."""
+    """What a module hands on at a step; `()` where nobody wants it."""
 
     up: Any
     down: Message
     """The gradient in its inputs."""
-    error: Any
+    error: Message
     """Of the last module: the derivative of each case's loss in the outputs."""
 
 
@@ -89,6 +89,11 @@ class Module:
         if self.signal is None:
             return "nothing"
         return self.signal.waits if self.signal.waits != "nothing" else self.signal.fits
+
+    @property
+    def way(self) -> int:
+        """How many messages are on their way to it."""
+        return self.late if self.source != "nothing" else 0
 
     @property
     def replays(self) -> bool:
@@ -149,15 +154,18 @@ class Module:
             return Seen(place, batch.answers, compare, batch.key)
 
         inputs, used = (then.at, then) if self.replays else (now.inputs, now)
-        h, back = jax.vjp(lambda x: self.up(fixed, x), inputs)
+        h = self.up(fixed, inputs)
         gradient = jax.lax.stop_gradient(signal.gradient(own, h, seen(used), message.content))
         if self.replays:
             gradient = jnp.where(arrived, gradient, 0.0)
         fit = signal.fit(own, h if self.replays else then.at, seen(then), message.content)
         fit = jnp.where(arrived, fit, 0.0)
         losses = with_gradient_of(jax.lax.stop_gradient(fit), fit + along(gradient, self.up(params, inputs)))
-        down = back(gradient)[0] if "gradient" in self.sends else ()
-        return losses, Handed(here, Message(down, message.about if self.replays else now.step), ()), remembered
+        down = ()
+        if "gradient" in self.sends:
+            (down,) = jax.vjp(lambda x: self.up(fixed, x), inputs)[1](gradient)
+        down = Message(down, message.about if self.replays else now.step)
+        return losses, Handed(here, down, Message((), now.step)), remembered
 
     def _last(self, params: Any, now: Now, compare: Compare) -> tuple[Losses, Handed]:
         losses = Walk(self.parts, params["stages"], now.answers, compare).losses(now.inputs, now.key)
@@ -167,7 +175,7 @@ class Module:
             down = jax.grad(lambda h: jnp.sum(walk.losses(h, now.key)))(now.inputs)
         if "error" in self.sends:
             error = walk.error(now.inputs, 0)
-        return losses, Handed((), Message(down, now.step), error)
+        return losses, Handed((), Message(down, now.step), Message(error, now.step))
 
 
 def modules(parts: Sequence[Part], places: Mapping[str, Place], late: int) -> tuple[Module, ...]:

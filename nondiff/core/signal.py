@@ -86,6 +86,11 @@ class AbstractSignal(eqx.Module):
         return UNLOCKS[self.waits]
 
     @property
+    def judges(self) -> bool:
+        """Is what `fit` gives a loss of the activations, by which a search may go?"""
+        return False
+
+    @property
     def late(self) -> int:
         """How many steps late it gets what comes from above."""
         return 0

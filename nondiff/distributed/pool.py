@@ -92,11 +92,9 @@ class Pool:
         kind: Any = ray.remote(Worker)
         # Of this machine's cores a user may ask for more workers than there are.
         cpus = 0 if is_own() and self.workers is not None else self.cpus
-        options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "runtime_env": {"env_vars": self._env()}}
-        if self.gpus:
-            options["num_gpus"] = self.gpus
-        settings = {name: jax.config.values[name] for name in INHERITED + CACHING * bool(jax.config.values[CACHING[0]])}
-        actor = kind.options(**options).remote(settings)
+        actor = kind.options(**options_of(cpus, self.gpus, environment(self.cpus, self.gpus, self.env))).remote(
+            settings()
+        )
         self.members.append(Member(actor, actor.ready.remote()))
 
     def drop(self, member: Member) -> None:
@@ -147,15 +145,28 @@ class Pool:
             places = min(places, there.get("GPU", 0.0) / self.gpus)
         return max(int(places), 1)
 
-    def _env(self) -> dict[str, str]:
-        threads = str(_least(self.cpus))
-        places = os.pathsep.join(os.path.abspath(path) for path in sys.path)  # modules are found as they are here
-        env = {"NPROC": threads, "OMP_NUM_THREADS": threads, "PYTHONPATH": places}
-        if not self.gpus:
-            env["JAX_PLATFORMS"] = "cpu"  # or each would take most of a GPU that it was not given
-        elif self.gpus < 1:
-            env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-        return env | {name: os.environ[name] for name in ("XLA_FLAGS",) if name in os.environ} | self.env
+
+def settings() -> dict[str, Any]:
+    """Of JAX, for other processes of a run."""
+    return {name: jax.config.values[name] for name in INHERITED + CACHING * bool(jax.config.values[CACHING[0]])}
+
+
+def options_of(cpus: int | float, gpus: int | float, environment: dict[str, str]) -> dict[str, Any]:
+    """Of an actor. Who replaces it when it dies is not Ray."""
+    given = {"num_gpus": gpus} if gpus else {}
+    return {"num_cpus": cpus, "max_restarts": 0, "runtime_env": {"env_vars": environment}, **given}
+
+
+def environment(cpus: int | float, gpus: int | float, env: dict[str, str]) -> dict[str, str]:
+    """Variables of an actor that computes on so much."""
+    threads = str(_least(cpus))
+    places = os.pathsep.join(os.path.abspath(path) for path in sys.path)  # modules are found as they are here
+    found = {"NPROC": threads, "OMP_NUM_THREADS": threads, "PYTHONPATH": places}
+    if not gpus:
+        found["JAX_PLATFORMS"] = "cpu"  # or each would take most of a GPU that it was not given
+    elif gpus < 1:
+        found["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    return found | {name: os.environ[name] for name in ("XLA_FLAGS",) if name in os.environ} | env
 
 
 def _least(cpus: int | float) -> int:

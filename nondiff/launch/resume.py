@@ -9,16 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from nondiff.core.step import init
 from nondiff.launch.answer import answered
 from nondiff.launch.load import load, on_path
 from nondiff.launch.output import as_json
 from nondiff.launch.refusal import Refusal
 from nondiff.launch.run import elsewhere, made, parse
 from nondiff.launch.runs import find_run
-from nondiff.launch.train import checkpointer, log, logged, train
+from nondiff.launch.train import checkpointer, first_state, log, logged, train
 from nondiff.run.checkpoint import CheckpointError, differences, flat
 from nondiff.run.directory import SOURCE, RunDirectory, reopen
 from nondiff.run.lock import describe
@@ -48,8 +45,7 @@ def resume(arguments: Sequence[str]) -> int:
                 experiment = dataclasses.replace(made(module, str(path), config), steps=steps)
                 experiment = elsewhere(experiment, settings)
                 saver = checkpointer(directory, config, asked["seed"])
-                like = init(experiment.problem, experiment.trainer, key=jax.random.key(asked["seed"]))
-                start = saver.restore(like, exact=not options.inexact)
+                start = saver.restore(first_state(experiment, asked["seed"]), exact=not options.inexact)
                 where = f"step {start.step}" if start.path else "the beginning: there is no checkpoint"
                 _tell(f"run {directory.name}: goes on from {where}")
                 result, metrics = train(experiment, asked["seed"], asked["log_every"], directory, saver, start)

@@ -2,16 +2,19 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 
+from nondiff.core.step import TrainState, init
 from nondiff.launch.output import show
 from nondiff.launch.refusal import Refusal
+from nondiff.pipeline import Pipeline
 from nondiff.run.checkpoint import Checkpoint, CheckpointError
 from nondiff.run.checkpointer import Checkpointer
 from nondiff.run.directory import CHECKPOINTS, LOG, METRICS, RunDirectory
@@ -65,12 +68,8 @@ def _fit(
         strictly = saver.strict
         files = JSONLines(directory.path / METRICS, strict=strictly), Record(directory, strict=strictly), saver
     begin: dict[str, Any] = {"key": jax.random.key(seed)} if start is None else {"state": start}
-    result = fit(
-        experiment.problem,
-        experiment.trainer,
+    result = _driver(experiment)(
         steps=experiment.steps,
-        evaluator=experiment.evaluator,
-        batches=experiment.batches,
         metrics=experiment.metrics,
         callbacks=(Progress(), *experiment.callbacks, *files),
         stop=experiment.stop,
@@ -84,6 +83,27 @@ def _fit(
         del row["seconds"]
     seconds = directory.summary["seconds"]
     return dataclasses.replace(result, history=rows, loss=rows[-1]["loss"] if rows else result.loss, seconds=seconds)
+
+
+def _driver(experiment: Experiment) -> Callable[..., Result]:
+    """The one of the two that trains it."""
+    if experiment.place is not None:
+        return _pipeline(experiment).fit
+    given = {"evaluator": experiment.evaluator, "batches": experiment.batches}
+    return functools.partial(fit, experiment.problem, experiment.trainer, **given)
+
+
+def _pipeline(experiment: Experiment) -> Pipeline:
+    problem: Any = experiment.problem
+    return Pipeline(problem, experiment.trainer, experiment.place)
+
+
+def first_state(experiment: Experiment, seed: int) -> TrainState:
+    """That of a new run."""
+    key = jax.random.key(seed)
+    if experiment.place is not None:
+        return _pipeline(experiment).init(key=key)
+    return init(experiment.problem, experiment.trainer, key=key)
 
 
 class _Quiet(logging.FileHandler):

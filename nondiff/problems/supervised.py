@@ -25,14 +25,14 @@ class _Order(eqx.Module):
     key: Key[Array, ""]
 
 
-class _Remembered(eqx.Module):
+class Remembered(eqx.Module):
     """What a loss wants to be told at the next step."""
 
     order: Any
     memory: Any
 
 
-class _Told(NamedTuple):
+class Told(NamedTuple):
     """A batch, and what the loss remembers."""
 
     rows: Any
@@ -135,6 +135,11 @@ class Supervised(AbstractProblem):
     def _rows(self) -> int:
         return jtu.tree_leaves(self.data)[0].shape[0]
 
+    @property
+    def cases(self) -> int:
+        """Rows of a batch, of data in memory."""
+        return self.batch_size or self._rows
+
     def init(self, *, key: Key[Array, ""]) -> Params:
         return starting_point(self.params, key)
 
@@ -143,7 +148,7 @@ class Supervised(AbstractProblem):
         if not hasattr(self.fn, "memory"):
             return order
         rows = jax.eval_shape(lambda: self._drawn(order))
-        return _Remembered(order, self.fn.memory(rows))  # pyright: ignore[reportFunctionMemberAccess]
+        return Remembered(order, self.fn.memory(rows))  # pyright: ignore[reportFunctionMemberAccess]
 
     def _first_order(self, key: Key[Array, ""]) -> _Order | tuple[()]:
         if self.stream is not None or self.batch_size is None:
@@ -157,8 +162,8 @@ class Supervised(AbstractProblem):
             raise ValueError(
                 "`Supervised`: these batches come from outside; `fit` passes them on, `step(batch=)` takes one."
             )
-        if isinstance(state, _Remembered):
-            return _Told(self._drawn(state.order), state.memory)
+        if isinstance(state, Remembered):
+            return Told(self._drawn(state.order), state.memory)
         return self._drawn(state)
 
     def _drawn(self, state: _Order | tuple[()]) -> Batch:
@@ -168,14 +173,14 @@ class Supervised(AbstractProblem):
         return jtu.tree_map(lambda x: x[rows], self.data)
 
     def loss(self, params: Params, batch: Batch, *, key: Key[Array, ""]) -> tuple[Array, PyTree]:
-        told = (batch.rows, key, batch.memory) if isinstance(batch, _Told) else (batch, key)
+        told = (batch.rows, key, batch.memory) if isinstance(batch, Told) else (batch, key)
         out = self.fn(params, *told)
         return out if isinstance(out, tuple) else (out, None)
 
     def absorb(self, state: Any, aux: PyTree, batch: Batch) -> Any:
         del batch
-        if isinstance(state, _Remembered):
-            return _Remembered(self._next_order(state.order), jtu.tree_map(lambda x: x[0], aux))
+        if isinstance(state, Remembered):
+            return Remembered(self._next_order(state.order), jtu.tree_map(lambda x: x[0], aux))
         return self._next_order(state)
 
     def _next_order(self, state: _Order | tuple[()]) -> _Order | tuple[()]:
@@ -205,7 +210,7 @@ class Supervised(AbstractProblem):
                 f"`Supervised(batch_size={self.batch_size}, shards={self.shards})`: {of} shards are wanted, and each "
                 f"is to see its own rows of the data at every step. Give `shards={of}`."
             )
-        if isinstance(batch, _Told):
+        if isinstance(batch, Told):
             raise ValueError("`Supervised`: its loss remembers whole batches, and pieces of them are wanted.")
         return AbstractProblem.rows(self, batch, number, of)
 

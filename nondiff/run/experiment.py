@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from nondiff.core.checks import check_count
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.problem import AbstractProblem
-from nondiff.core.trainer import AbstractTrainer
 from nondiff.run.batches import Batches
 from nondiff.run.callback import Callback, Measure, Stop
 from nondiff.run.fit import Result
@@ -16,7 +16,8 @@ Report = Callable[[Result], Mapping[str, float | int | str]]
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What `make(config)` of an experiment's file returns: the arguments of `fit`, and what to report.
+    """What `make(config)` of an experiment's file returns: the arguments of `fit` or of a `Pipeline`, and what to
+    report.
 
     >>> import jax.numpy as jnp, nondiff, optax
     >>> problem = nondiff.BlackBox(lambda x: jnp.sum(x**2), jnp.ones(3))
@@ -25,13 +26,16 @@ class Experiment:
     """
 
     problem: AbstractProblem
-    trainer: AbstractTrainer
+    trainer: Any
+    """A trainer; with a `place`, also one for each module, by its name."""
     steps: int
     _: dataclasses.KW_ONLY
     evaluator: AbstractEvaluator | None = None
     """Default: that of `fit`."""
     batches: Batches | None = None
     """Default: the problem's own."""
+    place: Any = None
+    """Where modules are trained by a `Pipeline`. Default: the whole model is, by `fit`."""
     metrics: Sequence[Measure] = ()
     callbacks: Sequence[Callback] = ()
     stop: Sequence[Stop] = ()
@@ -42,5 +46,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_count("Experiment", "steps", self.steps, least=0)
+        if self.place is not None and not (self.evaluator is None and self.batches is None):
+            raise ValueError("`Experiment(place=...)`: a `Pipeline` has neither an `evaluator` nor `batches`.")
         if self.log_every is not None:
             check_count("Experiment", "log_every", self.log_every)

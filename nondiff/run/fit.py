@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -22,7 +22,7 @@ from nondiff.run.checkpoint import Checkpoint, describe, differences
 from nondiff.run.hooks import Hooks
 from nondiff.run.preflight import preflight
 from nondiff.run.signals import delayed_signals
-from nondiff.run.stepping import Stepper
+from nondiff.run.stepping import AbstractStepper, Stepper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,15 +125,21 @@ def fit(
     source = source_of(given, start=start, memory=None if memory is None else memory.get("batches", {}))
     plan = preflight(problem, trainer, evaluator, state, source.peek() if source and steps > start else None)
     stepper = Stepper(plan, (problem, trainer, evaluator), state, source, lost)
-    resumed = memory is not None
-    run = _Run(stepper, hooks, start, steps, log_every, resumed=resumed)
+    return drive(stepper, hooks, memory, steps, log_every)
+
+
+def drive(
+    stepper: AbstractStepper, hooks: Hooks, memory: Mapping[str, Any] | None, steps: int, log_every: int
+) -> Result:
+    """Train until `steps` steps are done, with hooks and signals; `memory` is that of a checkpoint."""
+    run = _Run(stepper, hooks, stepper.done, steps, log_every, resumed=memory is not None)
     unseen, stopped = hooks.remember(memory or {}), hooks.stopped(memory or {}, steps)
     with delayed_signals() as signals:
         reason = run.until_done(signals, unseen, stopped)
     last = run.rows[-1]["loss"] if run.rows else float("nan")
-    params = trainer.params(stepper.state.trainer)
+    params, chunks = stepper.parts[1].params(stepper.state.trainer), stepper.chunks
     return Result(
-        params, stepper.state, last, stepper.done, stepper.evaluations, run.seconds(), reason, run.rows, plan.chunks
+        params, stepper.state, last, stepper.done, stepper.evaluations, run.seconds(), reason, run.rows, chunks
     )
 
 
@@ -169,7 +175,9 @@ def checked_key(owner: str, key: Any) -> Key[Array, ""]:
 class _Run:
     """A run in progress: it steps, pauses, logs, and lets its hooks act."""
 
-    def __init__(self, stepper: Stepper, hooks: Hooks, start: int, steps: int, log_every: int, *, resumed: bool):
+    def __init__(
+        self, stepper: AbstractStepper, hooks: Hooks, start: int, steps: int, log_every: int, *, resumed: bool
+    ):
         self.stepper, self.hooks, self.start, self.steps, self.log_every = stepper, hooks, start, steps, log_every
         self.resumed = resumed
         self.rows: list[Row] = []
@@ -242,5 +250,5 @@ class _Run:
         row = self.rows[-1] if self.rows else {}
         where = (self.stepper.done, self.start, self.resumed, self.steps, self.log_every, self.seconds())
         memory = self.hooks.memory(self.stepper.source, self.stepper.done, self.steps)
-        chunks = self.stepper.plan.chunks
+        chunks = self.stepper.chunks
         return Moment(*where, row, logged, self.stepper.state, problem, trainer, memory, chunks)

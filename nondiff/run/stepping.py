@@ -5,6 +5,7 @@ then costs what it computes. The calls are kept under half a second, so that sig
 Metrics stay on the device until `fetch`, which reads all of them in one transfer.
 """
 
+import abc
 import time
 from typing import Any
 
@@ -32,13 +33,48 @@ class NonFiniteError(FloatingPointError):
         self.step, self.state = step, state
 
 
-class Stepper:
-    """The state of a run, and how it takes several steps in one call. Bits do not depend on where a run is cut."""
+class AbstractStepper(abc.ABC):
+    """The state of a run, and how it goes on. Bits do not depend on where a run is cut."""
+
+    parts: tuple[Any, Any, Any]
+    """Problem, trainer, evaluator."""
+    source: Source | None
+    evaluations: int
+    """Made so far."""
+    chunks: tuple[int, ...]
+    """Members that exist at once, for each query."""
+
+    @property
+    @abc.abstractmethod
+    def state(self) -> TrainState:
+        """The last good one."""
+
+    @property
+    @abc.abstractmethod
+    def done(self) -> int:
+        """Its step."""
+
+    @abc.abstractmethod
+    def ended(self) -> str | None:
+        """Why the trainer came to an end by itself."""
+
+    @abc.abstractmethod
+    def advance(self, count: int, most: int) -> int:
+        """Up to `count` steps, fewer if the batches end; how many. `most` bounds every `count` of a run."""
+
+    @abc.abstractmethod
+    def fetch(self) -> Row:
+        """The metrics of the last step, as numbers; empty before any."""
+
+
+class Stepper(AbstractStepper):
+    """Steps of a whole model, several in one call."""
 
     def __init__(
         self, plan: Plan, parts: tuple[Any, Any, Any], state: TrainState, source: Source | None, most_lost: int
     ):
         self.plan, self.parts, self.source, self.most_lost = plan, parts, source, most_lost
+        self.chunks = plan.chunks
         self.stride, self.evaluations, self.lost = 1, 0, 0
         self._at = state, int(state.step)  # one assignment, which no signal can cut in two
         self._pending: list[Any] = []  # metrics of single steps, on the device
@@ -53,12 +89,10 @@ class Stepper:
         return self._at[1]
 
     def ended(self) -> str | None:
-        """Why the trainer came to an end by itself."""
         number, trainer = int(self.parts[1].ended(self.state.trainer)), self.parts[1]
         return trainer.endings[number - 1] if number else None
 
     def advance(self, count: int, most: int) -> int:
-        """Up to `count` steps, fewer if the batches end; how many. `most` bounds every `count` of a run."""
         begin, before = time.perf_counter(), self.done
         last_failure()  # forget one that belongs to another run
         advance = self._together if self.plan.compiled and self.source is None else self._one_by_one
@@ -94,13 +128,12 @@ class Stepper:
         return lost
 
     def fetch(self) -> Row:
-        """The metrics of the last step, as numbers; empty before any."""
         if self._pending:
             got, self._pending = jax.device_get(self._pending), []
             for metrics, count in got:
                 made = metrics["evaluations"]
                 self.evaluations += int(np.sum(made if count is None else made[:count]))
-            self._row = {"step": self.done, **_row(*got[-1])}
+            self._row = {"step": self.done, **row_of(*got[-1])}
         return dict(self._row)
 
     def _pace(self, seconds: float, most: int) -> None:
@@ -125,7 +158,8 @@ class Stepper:
         )
 
 
-def _row(metrics: dict[str, Any], count: int | None) -> Row:
+def row_of(metrics: dict[str, Any], count: int | None = None) -> Row:
+    """A step's metrics as numbers, or those of the last of `count` steps."""
     named = jtu.tree_flatten_with_path({k: v for k, v in metrics.items() if k != "lost"})[0]
     last = [
         ("/".join(str(getattr(p, "key", p)) for p in path), x if count is None else x[count - 1]) for path, x in named

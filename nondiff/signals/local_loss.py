@@ -41,6 +41,7 @@ class LocalLoss(AbstractSignal):
     net: AbstractNet = eqx.field(default=Linear(), kw_only=True)
     similarity: float | int = eqx.field(static=True, default=0.0, kw_only=True)
     waits: ClassVar[Source] = "nothing"  # pyright: ignore[reportIncompatibleMethodOverride]
+    judges: ClassVar[bool] = True  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __check_init__(self) -> None:
         check_net("LocalLoss", self.net)

@@ -1,0 +1,223 @@
+"""Modules in processes of their own, on this machine or others: actors of Ray (https://docs.ray.io).
+
+A step's call names what it needs by reference, so activations go from one actor to the next, and each begins as soon
+as it has them. What an actor was given since its last state that was kept stays there to be given again: one that dies
+is started from that state and takes the same steps once more, with the same bits, while the others go on.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from nondiff.core.checks import check_count, check_number
+from nondiff.core.module import Message
+from nondiff.core.step import TrainState
+from nondiff.core.tree import on_host
+from nondiff.distributed.cluster import connect, is_own
+from nondiff.distributed.pool import environment, options_of, settings
+from nondiff.distributed.shipping import attach
+from nondiff.distributed.worker import CACHE, packed
+from nondiff.pipeline.places import AbstractPlace, AbstractSession, Died, Given, Out
+from nondiff.pipeline.stage import Stage, at_home, numbers
+from nondiff.run.callback import Row
+
+log = logging.getLogger("nondiff")
+
+
+class Actors(AbstractPlace):
+    """One module a process.
+
+    **Arguments:**
+
+    - `checkpoint_every`: steps between two states of all modules that are kept, 1 or more (default 25). A module that
+      is lost takes at most so many steps, and those under way, once more; what they need is kept as long.
+    - `tries`: how often one module may be lost in a run (default 3).
+    - `pin`: give each process a core of its own, on this machine (default False).
+    - `delay`: seconds added to the way of every message, at least 0 (default 0): what a slow network would do.
+    - `num_cpus`, `num_gpus`: what a process takes of the cluster (default 1 and 0).
+    - `address`: `"auto"` or that of a running cluster. Default `None`: the one that this process is connected to, else
+      an own one on this machine, which nobody else can use, and which ends with the run.
+    - `env`: environment variables of the processes.
+
+    **Raises** `ValueError` for numbers out of range, and where it is used with `pin` for fewer cores than modules.
+
+    >>> Actors(checkpoint_every=100).checkpoint_every
+    100
+    """
+
+    def __init__(
+        self,
+        *,
+        checkpoint_every: int = 25,
+        tries: int = 3,
+        pin: bool = False,
+        delay: int | float = 0,
+        num_cpus: int | float = 1,
+        num_gpus: int | float = 0,
+        address: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ):
+        check_count("Actors", "checkpoint_every", checkpoint_every)
+        check_count("Actors", "tries", tries)
+        for name, value in (("delay", delay), ("num_cpus", num_cpus), ("num_gpus", num_gpus)):
+            check_number("Actors", name, value)
+        self.checkpoint_every, self.tries, self.pin, self.delay = checkpoint_every, tries, pin, delay  # pyright: ignore
+        self.num_cpus, self.num_gpus, self.address, self.env = num_cpus, num_gpus, address, dict(env or {})
+
+    def check(self, modules: int) -> None:
+        cores = len(os.sched_getaffinity(0))
+        if self.pin and cores < modules:
+            raise ValueError(f"`Actors(pin=True)`: {modules} modules, and {cores} cores, of which each has one.")
+
+    def open(self, given: Sequence[Given]) -> AbstractSession:
+        return _Session(self, given)
+
+
+class _Session(AbstractSession):
+    def __init__(self, place: Actors, given: Sequence[Given]):
+        self._place, self._lost = place, [0] * len(given)
+        self._cluster = connect(place.address)
+        try:
+            import ray
+
+            self._parts = [ray.put((packed(one.parts), one.how)) for one in given]
+            self._kept = [_packed(one.state) for one in given]
+            self._actors = [self._started(i) for i in range(len(given))]
+            wire: Any = ray.remote(_Wire)
+            self._wire = wire.options(num_cpus=0).remote(place.delay) if place.delay else None
+        except BaseException:
+            self._cluster.close()
+            raise
+
+    def _started(self, i: int) -> Any:
+        import ray
+
+        kind: Any = ray.remote(ModuleActor)
+        place = self._place
+        cpus = 0 if is_own() else place.num_cpus
+        options = options_of(cpus, place.num_gpus, environment(place.num_cpus, place.num_gpus, place.env))
+        core = sorted(os.sched_getaffinity(0))[i] if place.pin else None
+        return kind.options(**options).remote(settings(), core, self._parts[i], self._kept[i])
+
+    def submit(self, i: int, inputs: Any, message: Any) -> Out:
+        step = self._actors[i].step.options(num_returns=4)
+        return Out(*step.remote(self._carried(inputs), self._carried(message)))
+
+    def _carried(self, ref: Any) -> Any:
+        import ray
+
+        if self._wire is None or not isinstance(ref, ray.ObjectRef):
+            return ref
+        return self._wire.carry.remote(ref)
+
+    def row(self, out: Out) -> Row:
+        return self._got(out.row)
+
+    def is_there(self, ref: Any) -> bool:
+        import ray
+
+        return not isinstance(ref, ray.ObjectRef) or bool(ray.wait([ref], timeout=0)[0])
+
+    def state(self, i: int) -> Any:
+        return self._actors[i].state.remote()
+
+    def fetch(self, ref: Any) -> Any:
+        import ray
+
+        found = self._got(ref) if isinstance(ref, ray.ObjectRef) else ref
+        return attach(*found) if _is_packed(found) else at_home(found)
+
+    def _got(self, ref: Any) -> Any:
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        try:
+            return ray.get(ref)
+        except RayActorError as error:
+            raise Died(str(error)) from None
+        except RayTaskError as error:
+            if isinstance(error.cause, RayActorError):
+                raise Died(str(error)) from None
+            raise RuntimeError(f"`Pipeline`: a module failed: {error.cause}") from None
+
+    def keep(self, states: Sequence[TrainState]) -> None:
+        self._kept = [_packed(state) for state in states]
+
+    def revive(self) -> list[int]:
+        import ray
+        from ray.exceptions import RayError
+
+        dead = []
+        for i, actor in enumerate(self._actors):
+            try:
+                ray.get(actor.ready.remote())
+            except RayError as error:
+                dead.append(i)
+                self._lost[i] += 1
+                if self._lost[i] > self._place.tries:
+                    raise RuntimeError(f"`Pipeline`: module {i} was lost {self._lost[i]} times: {error}") from None
+                log.warning("module %d was lost and starts from its last checkpoint", i)
+                with contextlib.suppress(Exception):
+                    ray.kill(actor)
+                self._actors[i] = self._started(i)
+        return dead
+
+    def close(self) -> None:
+        import ray
+
+        if ray.is_initialized():
+            for actor in [*self._actors, self._wire]:
+                with contextlib.suppress(Exception):
+                    ray.kill(actor)
+        self._cluster.close()
+
+
+class ModuleActor:
+    """A module, in its process."""
+
+    def __init__(self, settings: dict[str, Any], core: int | None, given: Any, state: Any):
+        if core is not None:
+            for thread in os.listdir("/proc/self/task"):
+                os.sched_setaffinity(int(thread), {core})
+        for name, value in (CACHE | settings).items():
+            jax.config.update(name, value)
+        parts, how = given
+        self._stage = Stage(attach(*parts), attach(*state), how)
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def step(self, inputs: Any, message: Message | None) -> Any:
+        try:
+            handed, metrics = self._stage.step(inputs, message)
+            return *on_host(tuple(handed)), numbers(metrics)
+        except Exception as error:  # not every one can be pickled
+            raise RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from None
+
+    def state(self) -> Any:
+        return _packed(self._stage.state)
+
+
+class _Wire:
+    """A slow way from one process to another."""
+
+    def __init__(self, seconds: int | float):
+        self._seconds = seconds
+
+    async def carry(self, x: Any) -> Any:
+        await asyncio.sleep(self._seconds)
+        return x
+
+
+def _packed(tree: Any) -> Any:
+    return packed(at_home(tree))
+
+
+def _is_packed(x: Any) -> bool:
+    return isinstance(x, tuple) and len(x) == 3 and isinstance(x[0], bytes)

@@ -1,0 +1,276 @@
+"""What goes between the modules of a pipeline: activations up, messages down, in the order of the steps."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from nondiff.core.module import Module
+from nondiff.core.step import TrainState
+from nondiff.core.trainer import AbstractTrainer
+from nondiff.evaluators import Vmap
+from nondiff.pipeline.places import AbstractSession, Died, Out
+from nondiff.pipeline.stage import LOST, at_home
+from nondiff.problems import Supervised
+from nondiff.run.callback import Row
+from nondiff.run.stepping import AbstractStepper, NonFiniteError
+
+COUNTS = LOST, "best", "failed", "evaluations"
+"""What a row has of the last module alone."""
+PAUSE = 5.0
+"""Seconds after which the modules come together, so that signals and callbacks act."""
+
+
+class Together(AbstractTrainer[dict[str, Any]]):
+    """The trainers of all modules. Each asks and is told where its module is; together they say what to deploy."""
+
+    trainers: dict[str, AbstractTrainer]
+
+    @property
+    def traceable(self) -> bool:
+        return all(trainer.traceable for trainer in self.trainers.values())
+
+    def params(self, state: dict[str, Any]) -> dict[str, Any]:
+        whole: dict[str, Any] = {}
+        for name, trainer in self.trainers.items():
+            _join(whole, trainer.params(state[name]))
+        return whole
+
+    def init(self, params: Any, domain: Any, *, key: Key[Array, ""]) -> Any:
+        raise TypeError("`Pipeline`: each module's trainer starts by itself.")
+
+    def ask(self, state: Any, *, key: Key[Array, ""]) -> Any:
+        raise TypeError("`Pipeline`: each module's trainer asks by itself.")
+
+    def tell(self, state: Any, query: Any, answer: Any, *, key: Key[Array, ""]) -> Any:
+        raise TypeError("`Pipeline`: each module's trainer is told by itself.")
+
+
+class Flow(AbstractStepper):
+    """A run of a pipeline, as `fit` sees one."""
+
+    source = None
+    chunks = ()
+
+    def __init__(
+        self,
+        problem: Supervised,
+        trainer: Together,
+        modules: Sequence[Module],
+        session: AbstractSession,
+        state: TrainState,
+        *,
+        queue: int,
+        waits: bool,
+        keep_every: int | None,
+    ):
+        self.parts, self.modules, self.session = (problem, trainer, Vmap()), modules, session
+        self._silences = [at_home(module.silence(problem.cases)) for module in modules]
+        self.queue, self.waits, self.keep_every = queue, waits, keep_every
+        self.evaluations = 0
+        self._kept = self._last = state
+        """What lost modules start from, and the newest state of all."""
+        self._settled = self._next = int(state.step)
+        """Steps that all modules have done, and steps that they were given."""
+        self._out: list[dict[int, Out]] = [{} for _ in modules]
+        self._above: list[dict[int, Any]] = [dict(_came(state, module)) for module in modules]
+        """Messages to each module, by the step at which they were sent."""
+        self._heard: list[dict[int, int | None]] = [{} for _ in modules]
+        """At each step of a module, of which step it has heard."""
+        self._saving: tuple[int, list[Any]] | None = None
+        self._row: Row = {}
+        self._broken = False
+
+    @property
+    def state(self) -> TrainState:
+        if int(self._last.step) != self._settled and not self._broken:
+            try:
+                states = [self.session.fetch(self.session.state(i)) for i in range(len(self.modules))]
+            except Died:
+                self._revive()
+                return self.state
+            self._last = self._whole(states, self._settled)
+        return self._last
+
+    @property
+    def done(self) -> int:
+        return int(self._last.step) if self._broken else self._settled
+
+    def ended(self) -> str | None:
+        return None
+
+    def advance(self, count: int, most: int) -> int:
+        del most
+        before, begin = self._settled, time.perf_counter()
+        try:
+            while self._next < before + count and (time.perf_counter() - begin < PAUSE or self._next == before):
+                if self._next - self._settled >= self.queue:
+                    self._settle()
+                for i in range(len(self.modules)):
+                    self._submit(i, self._next)
+                self._next += 1
+                if self.keep_every and self._next % self.keep_every == 0 and self._saving is None:
+                    self._saving = self._next, [self.session.state(i) for i in range(len(self.modules))]
+            while self._settled < self._next:
+                self._settle()
+        except BaseException:
+            self._give_up()
+            raise
+        return self._settled - before
+
+    def fetch(self) -> Row:
+        return dict(self._row)
+
+    def _submit(self, i: int, n: int) -> None:
+        inputs = self._out[i - 1][n].up if i else None
+        if n not in self._heard[i]:
+            self._heard[i][n] = self._hears(i, n)
+        heard = self._heard[i][n]
+        out = self.session.submit(i, inputs, None if heard is None else self._above[i][heard])
+        self._out[i][n] = out
+        if i and self.modules[i - 1].source == "gradient":
+            self._above[i - 1][n] = out.down
+        if i == len(self.modules) - 1:
+            for above, module in zip(self._above, self.modules, strict=True):
+                if module.source == "error":
+                    above[n] = out.error
+
+    def _hears(self, i: int, n: int) -> int | None:
+        """Of which step module `i` hears at step `n`: of one so many steps before, or of the newest that is there."""
+        module = self.modules[i]
+        if module.source == "nothing":
+            return None
+        if self.waits or module.replays:
+            return n - module.late if n - module.late in self._above[i] else None
+        last = max((m for m in self._heard[i].values() if m is not None), default=-1)
+        there = [m for m in self._above[i] if last < m < n and self.session.is_there(self._above[i][m])]
+        return max(there, default=None)
+
+    def _settle(self) -> None:
+        """Wait for the oldest step that is not done."""
+        n = self._settled
+        try:
+            rows = [self.session.row(out[n]) for out in self._out]
+            if self._saving is not None and self._saving[0] == n + 1:
+                states = [self.session.fetch(ref) for ref in self._saving[1]]
+                self._saving = None
+                self._keep(states, n + 1)
+        except Died:
+            self._revive()
+            return
+        self._settled = n + 1
+        self._note(rows)
+        self._forget()
+
+    def _note(self, rows: list[Row]) -> None:
+        for module, row in zip(self.modules, rows, strict=True):
+            if row[LOST]:
+                raise NonFiniteError(
+                    f"step {self._settled}: module `{module.name}` has no finite loss and gradient, or they lead to "
+                    "parameters that are not finite. `error.state` is the last good one that was kept. Is a rate too "
+                    "large, or the start outside of what the loss allows?",
+                    step=self._settled,
+                    state=self._last,
+                )
+        self.evaluations += int(sum(row["evaluations"] for row in rows))
+        own = {k: v for k, v in rows[-1].items() if k != LOST}
+        for module, row in zip(self.modules[:-1], rows, strict=False):
+            own |= {f"{module.name}/{k}": v for k, v in row.items() if k not in COUNTS}
+        self._row = {"step": self._settled, **own, "evaluations": sum(row["evaluations"] for row in rows)}
+
+    def _keep(self, states: list[TrainState], step: int) -> None:
+        self.session.keep(states)
+        self._kept = self._last = self._whole(states, step)
+
+    def _forget(self) -> None:
+        """What no module needs again, were it started from what was kept."""
+        oldest = int(self._kept.step) if self.keep_every else self._settled
+        for module, out, above, heard in zip(self.modules, self._out, self._above, self._heard, strict=True):
+            for held in (out, heard):
+                for n in [n for n in held if n < oldest]:
+                    del held[n]
+            for n in [n for n in above if n < oldest - module.late]:
+                del above[n]
+
+    def _revive(self) -> None:
+        """Lost modules go on from what was kept; whatever waits for them, from where it stands."""
+        first = []
+        for out in self._out:
+            at = self._settled
+            while at < self._next and self._is_done(out[at]):
+                at += 1
+            first.append(at)
+        for i in self.session.revive():
+            first[i] = int(self._kept.step)
+        self._saving = None
+        for n in range(min(first), self._next):
+            for i in range(len(self.modules)):
+                if n >= first[i]:
+                    self._submit(i, n)
+
+    def _is_done(self, out: Out) -> bool:
+        try:
+            self.session.row(out)
+        except Died:
+            return False
+        return True
+
+    def _give_up(self) -> None:
+        """An error or a second signal: steps under way are lost."""
+        self._broken = True
+
+    def _whole(self, states: Sequence[TrainState], step: int) -> TrainState:
+        came = []
+        for i, module in enumerate(self.modules):
+            refs = [self._above[i].get(m) for m in range(step - module.way, step)]
+            came.append([self._silences[i] if ref is None else self.session.fetch(ref) for ref in refs])
+        return joined(states, self.modules, came, step)
+
+
+def whole(states: Sequence[TrainState], modules: Sequence[Module], cases: int) -> TrainState:
+    """The state of all modules before the first step, when no message is on its way."""
+    came = [[at_home(module.silence(cases))] * module.way for module in modules]
+    return joined(states, modules, came, 0)
+
+
+def joined(states: Sequence[TrainState], modules: Sequence[Module], came: Sequence[list[Any]], step: int) -> TrainState:
+    """All modules and the messages that are on their way, as one state."""
+    trainer = {module.name: state.trainer for module, state in zip(modules, states, strict=True)}
+    problem = {
+        module.name: {"state": state.problem, "came": messages}
+        for module, state, messages in zip(modules, states, came, strict=True)
+    }
+    return TrainState(jnp.int32(step), states[-1].key, trainer, problem)
+
+
+def shares(state: TrainState, modules: Sequence[Module]) -> list[TrainState]:
+    """Of the state of all, that of each module."""
+    return [
+        TrainState(
+            state.step, key_of(state.key, m, len(modules)), state.trainer[m.name], state.problem[m.name]["state"]
+        )
+        for m in modules
+    ]
+
+
+def key_of(key: Key[Array, ""], module: Module, of: int) -> Key[Array, ""]:
+    """A module's own; that of the last one is the run's, as in one process."""
+    return key if module.number == of - 1 else jax.random.fold_in(key, module.number)
+
+
+def _came(state: TrainState, module: Module) -> list[tuple[int, Any]]:
+    """Messages that were on their way, by the step at which they were sent."""
+    came = state.problem[module.name]["came"]
+    first = int(state.step) - len(came)
+    return list(enumerate(came, first))
+
+
+def _join(whole: dict[str, Any], share: Mapping[str, Any]) -> None:
+    for name, value in share.items():
+        if type(value) is dict:
+            _join(whole.setdefault(name, {}), value)
+        else:
+            whole[name] = value

@@ -1,0 +1,191 @@
+"""One module as a problem of its own, and the compiled step that trains it where it is."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+
+from nondiff.core.late import keys_of
+from nondiff.core.module import Handed, Message, Module, Now, cases_of
+from nondiff.core.query import queries
+from nondiff.core.signal import Losses
+from nondiff.core.step import TrainState, keys, step
+from nondiff.core.trainer import AbstractTrainer, Metrics
+from nondiff.core.tree import fresh, is_key
+from nondiff.core.walk import Compare
+from nondiff.evaluators import Vmap
+from nondiff.problems.supervised import Remembered, Supervised
+from nondiff.run.callback import Row
+from nondiff.run.preflight import preflight
+from nondiff.run.stepping import row_of
+
+LOST = "lost"
+"""In the row of a step that was not taken, 1."""
+
+
+class Inbox(NamedTuple):
+    """What a module is given at a step."""
+
+    inputs: Any
+    """From below; `()` for the first module, which has them from the data."""
+    message: Message
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModuleLoss:
+    """`loss(params, batch, key, memory)` of one module; no closure, so that workers find it by its name."""
+
+    modules: tuple[Module, ...]
+    """All there are."""
+    number: int
+    """Which of them it is, from below."""
+    compare: Compare
+
+    @property
+    def module(self) -> Module:
+        return self.modules[self.number]
+
+    def inputs(self, batch: PyTree) -> Any:
+        """Their shape, for a batch like this one."""
+        x, answers = batch
+        return self.modules[self.number - 1].activations(cases_of(answers)) if self.number else x
+
+    def memory(self, batch: PyTree) -> dict[str, Any]:
+        """Before the first step. An inbox joins it at every step, and what is handed on."""
+        return {"step": jnp.zeros((), jnp.int32), "then": self.module.memory(self.inputs(batch), batch[1])}
+
+    def __call__(
+        self, params: Any, batch: PyTree, key: Key[Array, ""], memory: dict[str, Any]
+    ) -> tuple[Losses, dict[str, Any]]:
+        (x, answers), inbox = batch, memory["inbox"]
+        inputs = inbox.inputs if self.number else x
+        now = Now(memory["step"], inputs, answers, keys_of(key, len(self.modules))[self.number])
+        losses, handed, then = self.module.learn(params, now, memory["then"], inbox.message, self.compare)
+        return losses, {"step": memory["step"] + 1, "then": then, "handed": handed}
+
+
+class Parts(NamedTuple):
+    """What a stage needs to train."""
+
+    problem: Supervised
+    """With a `ModuleLoss`."""
+    trainer: AbstractTrainer
+
+    @property
+    def module(self) -> Module:
+        return self.problem.fn.module  # pyright: ignore[reportFunctionMemberAccess]
+
+    @property
+    def silence(self) -> Message:
+        """In the place of a message that has not come."""
+        return self.module.silence(self.problem.cases)
+
+
+class How(NamedTuple):
+    """How a module's steps are run."""
+
+    compiled: bool
+    donate: bool
+    searches: bool
+    """Does the trainer ask about points that are not its parameters? What is handed on is of the parameters."""
+
+
+def plan(parts: Parts, state: TrainState, inbox: Inbox) -> How:
+    """What `fit` checks of a whole model, for one module.
+
+    **Raises** `ValueError` for what does not fit together, and for a gradient where there is none.
+    """
+    told, room = opened(parts.problem, parts.trainer.params(state.trainer), state, inbox)
+    name, trainer = parts.module.name, parts.trainer
+    try:
+        found = preflight(parts.problem, trainer, Vmap(), room, told)
+    except ValueError as error:
+        if "do not support JVP" not in str(error):
+            raise
+        raise ValueError(
+            f"`Pipeline`: module `{name}` has a part without a derivative, and `{type(trainer).__name__}` asks for "
+            "one. Cross that part with an estimator (`Decision(program, via=Auto())`, in the last module), or give the "
+            f"module a trainer that searches, `Pipeline(trainer={{{name!r}: Genetic(...), ...}})`, and local signals "
+            "below and behind it."
+        ) from error
+    ask = eqx.Partial(trainer.ask, state.trainer, key=keys(state)[1])
+    asked = queries(eqx.filter_eval_shape(ask) if trainer.traceable else ask())
+    searches = not all((q.wants.gradient or q.wants.mean_gradient) and len(q) == 1 for q in asked)
+    signal = parts.module.signal
+    if searches and signal is not None and not signal.judges:
+        raise ValueError(
+            f"`Pipeline`: `{type(trainer).__name__}` searches for leaves of module `{name}`, by a loss that is known "
+            f"there, and `{type(signal).__name__}` has none. Give the module a `LocalLoss()`, or let it be the last."
+        )
+    return How(found.compiled, found.donate and not searches, searches)
+
+
+def at_home(tree: Any) -> Any:
+    """A copy as NumPy's arrays; keys stay keys, on the default device."""
+
+    def one(x: Any) -> Any:
+        if not is_key(x):
+            return np.array(x)
+        return jr.wrap_key_data(jnp.asarray(np.array(jr.key_data(x))), impl=jr.key_impl(x))
+
+    return jtu.tree_map(one, tree)
+
+
+def numbers(metrics: Metrics) -> Row:
+    """On the host; waits for them."""
+    found = jax.device_get(metrics)
+    return row_of(found) | {LOST: float(found[LOST])}
+
+
+class Stage:
+    """A module that is trained here."""
+
+    def __init__(self, parts: Parts, state: TrainState, how: How, device: Any = None):
+        """`device`: where it is to be; default: where JAX puts things."""
+        self._device, self._how = device, how
+        arrays, rest = eqx.partition(parts, eqx.is_array)
+        self._fixed, self.state = eqx.combine(self.put(arrays), rest), self.put(fresh(state))
+        donate = "all-except-first" if how.donate else "none"
+        self._advance = eqx.filter_jit(advance, donate=donate) if how.compiled else advance
+        self._silence = self.put(parts.silence)
+
+    def put(self, x: Any) -> Any:
+        return x if self._device is None else jax.device_put(x, self._device)
+
+    def step(self, inputs: Any, message: Message | None) -> tuple[Handed, Metrics]:
+        """One step with what came; `None` for what did not."""
+        inbox = self.put(Inbox(() if inputs is None else inputs, self._silence if message is None else message))
+        self.state, handed, metrics = self._advance((self._fixed, inbox, self._how.searches), self.state)
+        return handed, metrics
+
+
+def advance(given: tuple[Parts, Inbox, bool], state: TrainState) -> tuple[TrainState, Handed, Metrics]:
+    """One step of one module."""
+    (problem, trainer), inbox, searches = given
+    params = trainer.params(state.trainer)
+    told, room = opened(problem, params, state, inbox)
+    new, metrics = step(problem, trainer, Vmap(), room, told)
+    handed = new.problem.memory["handed"]
+    if searches:  # what is handed on is of the parameters, not of a point that was tried
+        handed = problem.loss(params, told, key=keys(state)[1])[1]["handed"]
+    memory = {name: x for name, x in new.problem.memory.items() if name != "handed"}
+    return _remembering(new, memory), handed, metrics
+
+
+def opened(problem: Supervised, params: Any, state: TrainState, inbox: Inbox) -> tuple[Any, TrainState]:
+    """The batch with what came, and the state with room for what is to be handed on."""
+    told = problem.batch(state.problem, key=keys(state)[0])
+    told = told._replace(memory={**told.memory, "inbox": inbox})
+    shapes = jax.eval_shape(lambda p, told: problem.loss(p, told, key=jax.random.key(0))[1]["handed"], params, told)
+    room = {**state.problem.memory, "handed": jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)}
+    return told, _remembering(state, room)
+
+
+def _remembering(state: TrainState, memory: Any) -> TrainState:
+    return dataclasses.replace(state, problem=Remembered(state.problem.order, memory))
