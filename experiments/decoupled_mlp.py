@@ -3,6 +3,7 @@
     nondiff run experiments/decoupled_mlp.py
     nondiff run experiments/decoupled_mlp.py --depth 5 --signal local
     nondiff run experiments/decoupled_mlp.py --signal synthetic --unconditioned
+    nondiff run experiments/decoupled_mlp.py --depth 8 --damping 0.3 --learning-rate 0.001
 
 A network of `depth` hidden layers of 128 units with layer normalisation, each a module. It learns as soon as it has its
 activations, from a gradient that a small network predicts (`synthetic`) or from a classifier of its own (`local`), or
@@ -40,6 +41,8 @@ class Config:
     """Synthetic gradients that do not see the answers."""
     mix: float = 0.0
     """Of the gradient from above in synthetic ones, 0 to 1."""
+    damping: float | None = None
+    """Of least squares, by which synthetic ones are fitted; default: by Adam."""
     learning_rate: float | None = None
     """Of Adam; default: .0003, and .0001 for unconditioned synthetic gradients."""
     epochs: int = 40
@@ -71,7 +74,8 @@ def hidden(inputs: int, width: int) -> nd.Layer:
 def signal(config: Config) -> nd.AbstractSignal:
     if config.signal == "synthetic":
         ratio = 30 if config.unconditioned else 10
-        return nd.SyntheticGradient(conditioned=not config.unconditioned, lr_ratio=ratio, mix=config.mix)
+        conditioned = not config.unconditioned
+        return nd.SyntheticGradient(conditioned=conditioned, lr_ratio=ratio, mix=config.mix, damping=config.damping)
     return {
         "local": nd.LocalLoss(),
         "similarity": nd.LocalLoss(similarity=0.99),

@@ -137,6 +137,7 @@ SIGNALS: dict[str, nd.AbstractSignal] = {
     "local_loss_similarity": nd.LocalLoss(similarity=0.9),
     "locked": nd.Locked(),
     "synthetic_gradient": nd.SyntheticGradient(),
+    "synthetic_gradient_damped": nd.SyntheticGradient(damping=0.3),
     "synthetic_gradient_hidden": nd.SyntheticGradient(net=nd.Hidden(8)),
     "synthetic_gradient_mixed": nd.SyntheticGradient(mix=0.5),
     "synthetic_gradient_unconditioned": nd.SyntheticGradient(conditioned=False),

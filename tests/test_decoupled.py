@@ -101,6 +101,26 @@ def test_synthetic_gradients_are_bootstrapped(mix: float, conditioned: bool) -> 
             from_above = mix * target + (1 - mix) * predicted(own, i - 1)
 
 
+def test_damped_least_squares_fit_a_batch() -> None:
+    """One step is that of the normal equations, and moves other leaves no further than their own optimiser does."""
+    for damping in (0.5, 0.05):
+        model = model_of({"h1": nd.SyntheticGradient(damping=damping)})
+        params = started(model)
+        hand, slopes = ByHand(model, params), gradient(model, params)
+        update = model.optimizer(optax.sgd(0.5))
+        moved, _ = update.update(slopes, update.init(params), params)
+        own, step = params["signals"]["h1"], moved["signals"]["h1"]
+        x = np.concatenate([hand.h[2], hand.one_hot, np.ones((CASES, 1))], 1).astype(float)
+        target = np.asarray(hand.back(2, hand.error)[1], float)
+        whole = np.concatenate([own["w"], own["b"][None]]).astype(float)
+        moments = x.T @ x / CASES
+        damped = moments + damping * np.trace(moments) / len(moments) * np.eye(len(moments))
+        expected = np.linalg.solve(damped, x.T @ (target - x @ whole) / CASES)
+        np.testing.assert_allclose(step["w"], expected[:-1], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(step["b"], expected[-1], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(moved["stages"]["read"]["w"], -0.5 * slopes["stages"]["read"]["w"], rtol=1e-5)
+
+
 def test_mixed_fully_it_is_backpropagation() -> None:
     model, locked = model_of(nd.SyntheticGradient(mix=1.0)), model_of(nd.Locked())
     params = started(model)
@@ -431,6 +451,8 @@ ERRORS = {
     ),
     "mix": (lambda: nd.SyntheticGradient(mix=1.5), r"mix=1.5.*in \[0, 1\]"),
     "ratio": (lambda: nd.SyntheticGradient(lr_ratio=0), "lr_ratio=0.*above 0"),
+    "damping": (lambda: nd.SyntheticGradient(damping=0), "damping=0.*above 0"),
+    "damped_net": (lambda: nd.SyntheticGradient(damping=0.1, net=nd.Hidden(3)), r"least squares fit a `Linear\(\)`"),
     "net": (lambda: nd.LocalLoss(net="linear"), r"net='linear'.*`Linear\(\)`"),
     "similarity": (lambda: nd.LocalLoss(similarity=float("nan")), r"similarity=nan.*in \[0, 1\]"),
     "late": (lambda: model_of(nd.Locked(), late=-1), "late=-1.*at least 0"),

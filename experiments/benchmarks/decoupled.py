@@ -7,8 +7,9 @@
 
 The network of `experiments/decoupled_mlp.py`: layers of 128 units with layer normalisation, 4,000 MNIST images to train
 on, 1,000 unseen, 40 epochs of Adam. Every signal and backpropagation get the same learning rates, and each has the
-row of its best one by mean accuracy. `unconditioned` is a synthetic gradient that does not see the answers. Then a
-pipeline of two processes beside backpropagation in one (`decoupled_pipeline.py`); leave the machine alone meanwhile.
+row of its best one by mean accuracy. `unconditioned` is a synthetic gradient that does not see the answers, `damped`
+one that least squares fit. Then a pipeline of two processes beside backpropagation in one (`decoupled_pipeline.py`);
+leave the machine alone meanwhile.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ mlp: Any = load(Path(__file__).parents[1] / "decoupled_mlp.py", "decoupled_mlp.p
 pipeline: Any = load(Path(__file__).parent / "decoupled_pipeline.py", "decoupled_pipeline.py")
 SIGNALS: dict[str, dict[str, Any]] = {
     "synthetic": {"signal": "synthetic"},
+    "damped": {"signal": "synthetic", "damping": 0.1},
     "unconditioned": {"signal": "synthetic", "unconditioned": True},
     "local": {"signal": "local"},
     "similarity": {"signal": "similarity"},

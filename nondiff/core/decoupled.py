@@ -174,11 +174,12 @@ class Decoupled:
         return Walk(self.parts, params["stages"], answers, compare, params["signals"], self.places)
 
     def optimizer(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        """One that moves the leaves of each signal faster, by its `lr_ratio`: predictions have to keep up with what
-        they are about.
+        """One that moves the leaves of each signal by an optimiser of its own, as the signal says: predictions have to
+        keep up with what they are about.
         """
-        ratios = {part.name: part.signal.lr_ratio for part in self.parts if part.signal is not None}
-        return optax.chain(optimizer, optax.stateless(_Scaled(ratios)))
+        signals = {part.name: part.signal for part in self.parts if part.signal is not None}
+        own = {f"signals/{name}": signal.optimizer(optimizer) for name, signal in signals.items()}
+        return optax.partition({"stages": optimizer, **own}, _Labels())
 
     def cosines(self, compare: Compare, batch: PyTree) -> Callable[[Any], dict[str, float]]:
         """A metric for `fit(metrics=[...])`: `cosine/<boundary>`, between what comes back there and the true gradient,
@@ -208,16 +209,14 @@ class Decoupled:
         return lambda moment: {n: float(c) for n, c in compared(moment.params, x, answers).items()}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Scaled:
-    """Updates of signals' leaves, times their ratios; no closure, so that workers find it by its name."""
+class _Labels:
+    """Whose each leaf is; no closure, so that workers find it by its name."""
 
-    ratios: Mapping[str, float | int]
-
-    def __call__(self, updates: Any, params: Any = None) -> Any:
-        del params
-        signals = {n: jtu.tree_map(lambda u, n=n: self.ratios[n] * u, own) for n, own in updates["signals"].items()}
-        return {**updates, "signals": signals}
+    def __call__(self, params: Any) -> Any:
+        return {
+            "stages": jtu.tree_map(lambda _: "stages", params["stages"]),
+            "signals": {n: jtu.tree_map(lambda _, n=n: f"signals/{n}", own) for n, own in params["signals"].items()},
+        }
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Key
 
 from nondiff.core.estimator import with_gradient_of
@@ -95,10 +96,9 @@ class AbstractSignal(eqx.Module):
         """How many steps late it gets what comes from above."""
         return 0
 
-    @property
-    def lr_ratio(self) -> float | int:
-        """How much faster its own leaves should learn than the modules (`Decoupled.optimizer`)."""
-        return 1.0
+    def optimizer(self, modules: optax.GradientTransformation) -> optax.GradientTransformation:
+        """What moves its own leaves (`Decoupled.optimizer`). Default: what moves the modules."""
+        return modules
 
     def init(self, place: Place, *, key: Key[Array, ""]) -> Params:
         """Its own trained leaves. **Raises** `ValueError` if it cannot be used there."""

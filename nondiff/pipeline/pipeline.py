@@ -42,7 +42,7 @@ class Pipeline:
       the same bits at every place. Otherwise a signal that is only fitted to messages takes the newest one that is
       there, if it is at most `late` steps old, and its module never waits.
 
-    One module is trained by what `fit` would train it by, to rounding: the same batches, messages and keys.
+    `fit` trains the same problem to the same parameters, to rounding: it has all modules in one compiled program.
 
     **Raises** `ValueError` for a problem that has no modules, messages that would have to come at once, a trainer that
     is missing or searches without a loss, a part without derivative under a trainer that asks for one.

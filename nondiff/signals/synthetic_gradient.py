@@ -7,10 +7,13 @@ import math
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Key
 
 from nondiff.core.checks import check_number, check_share
+from nondiff.core.estimator import with_gradient_of
 from nondiff.core.problem import Params
 from nondiff.core.signal import AbstractSignal, Place, Seen, Source
 from nondiff.signals.context import encoded, width_of
@@ -25,12 +28,16 @@ class SyntheticGradient(AbstractSignal):
     - `conditioned`: does the network see the answers, too (default)? Without them, accuracy falls with depth.
     - `net`: `Linear()` (default) or `Hidden(width)`; it starts by predicting 0.
     - `lr_ratio`: how much faster it learns than the modules, above 0 (default 10), by `Decoupled.optimizer`.
+    - `damping`: above 0: a `Linear` net is fitted by least squares instead, at every step to its batch, damped by so
+      many times the mean eigenvalue of the inputs' second moments: a large one moves it less. Default `None`: by the
+      optimiser. For losses that are averaged, and for parameters that `Decoupled.optimizer` moves.
     - `mix`: of the gradient from above, in [0, 1]: BP(lambda) of the paper's supplement. 0 (default) is the prediction
       alone, 1 is backpropagation; anything above 0 waits for later modules.
 
     Targets are each case's own gradient, whatever the number of cases.
 
-    **Raises** `ValueError` for numbers out of range, another `net`, and, where it is used, for no answers.
+    **Raises** `ValueError` for numbers out of range, another `net`, `damping` of one that is not linear, and, where it
+    is used, for no answers.
 
     >>> SyntheticGradient().unlocks, SyntheticGradient(mix=0.5).unlocks
     ('update', 'nothing')
@@ -38,7 +45,8 @@ class SyntheticGradient(AbstractSignal):
 
     conditioned: bool = eqx.field(static=True, default=True, kw_only=True)
     net: AbstractNet = eqx.field(default=Linear(), kw_only=True)
-    lr_ratio: float | int = eqx.field(static=True, default=10.0, kw_only=True)  # pyright: ignore
+    lr_ratio: float | int = eqx.field(static=True, default=10.0, kw_only=True)
+    damping: float | int | None = eqx.field(static=True, default=None, kw_only=True)
     mix: float | int = eqx.field(static=True, default=0.0, kw_only=True)
     fits: ClassVar[Source] = "gradient"  # pyright: ignore[reportIncompatibleMethodOverride]
 
@@ -46,6 +54,15 @@ class SyntheticGradient(AbstractSignal):
         check_net("SyntheticGradient", self.net)
         check_number("SyntheticGradient", "lr_ratio", self.lr_ratio, positive=True, example=10.0)
         check_share("SyntheticGradient", "mix", self.mix)
+        if self.damping is not None:
+            check_number("SyntheticGradient", "damping", self.damping, positive=True, example=0.3)
+            if not isinstance(self.net, Linear):
+                raise ValueError(f"`SyntheticGradient(net={self.net!r}, damping=...)`: least squares fit a `Linear()`.")
+
+    def optimizer(self, modules: optax.GradientTransformation) -> optax.GradientTransformation:
+        if self.damping is not None:
+            return optax.sgd(1.0)  # the step itself is what comes back
+        return optax.chain(modules, optax.scale(self.lr_ratio))
 
     @property
     def waits(self) -> Source:
@@ -60,11 +77,21 @@ class SyntheticGradient(AbstractSignal):
         predicted = self._predicted(own, h, seen)
         return self.mix * came + (1 - self.mix) * predicted if self.mix else predicted
 
-    def fit(self, own: Params, h: Array, seen: Seen, came: Any) -> Float[Array, " cases"]:
-        return jnp.sum(flat(self._predicted(own, h, seen) - came) ** 2, -1)
+    def fit(self, own: Any, h: Array, seen: Seen, came: Any) -> Float[Array, " cases"]:
+        wrong = flat(self._predicted(own, h, seen) - came)
+        losses = jnp.sum(wrong**2, -1)
+        if self.damping is None:
+            return losses
+        x = jnp.pad(self._inputs(h, seen), ((0, 0), (0, 1)), constant_values=1.0)  # the last one for `b`
+        moments = x.T @ x / len(x)
+        damped = moments + self.damping * jnp.mean(jnp.diag(moments)) * jnp.eye(x.shape[1], dtype=x.dtype)
+        step = jax.lax.stop_gradient(jax.scipy.linalg.solve(damped, x.T @ wrong / len(x), assume_a="pos"))
+        along = jnp.vdot(step[:-1], own["w"]) + jnp.vdot(step[-1], own["b"])
+        return with_gradient_of(jax.lax.stop_gradient(losses), jnp.broadcast_to(along, losses.shape))
 
-    def _predicted(self, own: Params, h: Array, seen: Seen) -> Array:
+    def _predicted(self, own: Any, h: Array, seen: Seen) -> Array:
+        return self.net(own, self._inputs(h, seen)).reshape(h.shape)
+
+    def _inputs(self, h: Array, seen: Seen) -> Float[Array, "cases width"]:
         x = flat(h)
-        if self.conditioned:
-            x = jnp.concatenate([x, encoded(seen).astype(x.dtype)], -1)
-        return self.net(own, x).reshape(h.shape)
+        return jnp.concatenate([x, encoded(seen).astype(x.dtype)], -1) if self.conditioned else x
