@@ -24,6 +24,7 @@ import nondiff as nd
 from nondiff.distributed.cluster import connect
 from nondiff.launch.main import main
 from nondiff.pipeline import actors, devices
+from nondiff.testing import count_compilations
 
 pytestmark = pytest.mark.xdist_group("ray")
 DATA = jr.normal(jr.key(8), (40, 5)), jr.randint(jr.key(9), (40,), 0, 3)
@@ -207,6 +208,32 @@ def test_a_run_goes_on_with_the_messages_that_were_on_their_way(tmp_path: pathli
     assert_same(pipeline.fit(steps=STEPS, state=restored, callbacks=[again], log_every=4), whole)
 
 
+def test_a_run_goes_on_in_processes(cluster: None) -> None:
+    part = piped("mixed", nd.Actors(), steps=5)
+    pipeline = nd.Pipeline(*parts("mixed"), nd.Actors())
+    assert_same(pipeline.fit(steps=STEPS, state=part.state, log_every=4), alone("mixed"))
+
+
+def test_a_module_may_have_a_trainer_of_numpy_that_ends_by_itself() -> None:
+    problem, trainer = parts("local")
+    pipeline = nd.Pipeline(problem, {"h0": trainer, "h1": trainer, "read": nd.CMAES(0.3, tolfun=10.0, tolx=10.0)})
+    part = pipeline.fit(steps=30, key=jr.key(3), log_every=10)
+    assert part.steps < 30 and part.reason.startswith("module `read`: ")
+    begin = pipeline.init(key=jr.key(3)).trainer["read"]
+    assert [x.dtype for x in jtu.tree_leaves(part.state.trainer["read"])] == [x.dtype for x in jtu.tree_leaves(begin)]
+    again = pipeline.fit(steps=part.steps + 1, state=part.state)
+    assert int(again.state.step) == part.steps
+
+
+def test_no_step_and_no_second_fit_compiles_again() -> None:
+    pipeline = nd.Pipeline(*parts("synthetic"))
+    with count_compilations() as first:
+        pipeline.fit(steps=3, key=jr.key(3), log_every=3)
+    with count_compilations() as second:
+        pipeline.fit(steps=12, key=jr.key(3), log_every=3)
+    assert first and not second
+
+
 def test_ctrl_c_loses_nothing() -> None:
     def press(moment: nd.Moment) -> None:
         if moment.step == 4:
@@ -320,6 +347,9 @@ def test_without_waiting_messages_come_when_they_come() -> None:
     free = piped("synthetic", deterministic=False, steps=200)
     assert free.history[-1]["loss"] < 0.9 * free.history[0]["loss"]
     assert_same(piped("delayed", deterministic=False), alone("delayed"))  # what waits, waits
+    part = piped("synthetic", deterministic=False, steps=5)
+    pipeline = nd.Pipeline(*parts("synthetic"), deterministic=False)
+    assert pipeline.fit(steps=9, state=part.state).steps == 9
 
 
 def pipeline_of(signal: Any, trainer: Any = None, place: Any = None, **kwargs: Any) -> Any:
@@ -347,6 +377,11 @@ def opaque() -> Any:
     nd.Pipeline(problem, nd.Backprop(optax.sgd(0.1))).fit(steps=1, key=jr.key(0))
 
 
+def three_arrays() -> Any:
+    model = model_of(nd.LocalLoss())
+    return nd.Supervised(model.loss(compare), (*DATA, DATA[0]), params=model.init)
+
+
 def chain_problem() -> Any:
     modules = chain()
     return nd.Supervised(modules.loss(compare), DATA, params=lambda key: modules.init(key=key))
@@ -358,6 +393,7 @@ ERRORS = {
     "no_modules": (lambda: nd.Pipeline(chain_problem(), nd.Backprop(optax.sgd(0.1))), "a `Chain` is one module"),
     "opaque": (opaque, "module `program` has a part without a derivative, and `Backprop` asks for one"),
     "no_problem": (lambda: nd.Pipeline(3, nd.Backprop(optax.sgd(0.1))), "expected a `Supervised` with the loss of a"),
+    "no_pair": (lambda: nd.Pipeline(three_arrays(), nd.Backprop(optax.sgd(0.1))), "expected data as a pair"),
     "no_trainer": (lambda: pipeline_of(nd.LocalLoss(), {"h0": 3}), r"has \['h0'\]; expected one for each of"),
     "trainer": (lambda: pipeline_of(nd.LocalLoss(), 3), "was given 3 where a trainer belongs"),
     "place": (lambda: pipeline_of(nd.LocalLoss(), place="ray"), r"place='ray'.*for example `Actors\(\)`"),

@@ -86,14 +86,32 @@ class _Session(AbstractSession):
         try:
             import ray
 
+            self._check_room(len(given))
             self._parts = [ray.put((packed(one.parts), one.how)) for one in given]
             self._kept = [_packed(one.state) for one in given]
             self._actors = [self._started(i) for i in range(len(given))]
-            wire: Any = ray.remote(_Wire)
-            self._wire = wire.options(num_cpus=0).remote(place.delay) if place.delay else None
+            self._wire = self._new_wire()
         except BaseException:
             self._cluster.close()
             raise
+
+    def _check_room(self, modules: int) -> None:
+        """**Raises** `ValueError` if the cluster has not as much as they ask for."""
+        import ray
+
+        there, place = ray.cluster_resources(), self._place
+        cpus, gpus = 0 if is_own() else modules * place.num_cpus, modules * place.num_gpus
+        if there.get("CPU", 0) < cpus or there.get("GPU", 0) < gpus:
+            raise ValueError(
+                f"`Actors`: {modules} modules ask for {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has "
+                f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}. Give a smaller `num_cpus` or `num_gpus`."
+            )
+
+    def _new_wire(self) -> Any:
+        import ray
+
+        wire: Any = ray.remote(_Wire)
+        return wire.options(num_cpus=0).remote(self._place.delay) if self._place.delay else None
 
     def _started(self, i: int) -> Any:
         import ray
@@ -121,8 +139,14 @@ class _Session(AbstractSession):
 
     def is_there(self, ref: Any) -> bool:
         import ray
+        from ray.exceptions import RayError
 
-        return not isinstance(ref, ray.ObjectRef) or bool(ray.wait([ref], timeout=0)[0])
+        if not isinstance(ref, ray.ObjectRef):
+            return True
+        try:
+            return bool(ray.wait([ref], timeout=0)[0]) and ray.get(ref) is not None
+        except RayError:  # lost, and will be there once more
+            return False
 
     def state(self, i: int) -> Any:
         return self._actors[i].state.remote()
@@ -153,6 +177,11 @@ class _Session(AbstractSession):
         import ray
         from ray.exceptions import RayError
 
+        if self._wire is not None:
+            try:
+                ray.get(self._wire.carry.remote(0))
+            except RayError:
+                self._wire = self._new_wire()
         dead = []
         for i, actor in enumerate(self._actors):
             try:

@@ -55,7 +55,8 @@ class _Session(AbstractSession):
         return numbers(out.row)
 
     def is_there(self, ref: PyTree) -> bool:
-        return all(x.is_ready() for x in jax.tree.leaves(ref))
+        arrays: list[Any] = [x for x in jax.tree.leaves(ref) if isinstance(x, jax.Array)]  # NumPy's are there
+        return all(x.is_ready() for x in arrays)
 
     def state(self, i: int) -> TrainState:
         return self.fetch(self._stages[i].state)  # at once: the next step may overwrite it

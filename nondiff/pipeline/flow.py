@@ -20,6 +20,8 @@ from nondiff.run.stepping import AbstractStepper, NonFiniteError
 
 COUNTS = LOST, "best", "failed", "evaluations"
 """What a row has of the last module alone."""
+MOST = 10
+"""Tries to go on after something was lost."""
 PAUSE = 5.0
 """Seconds after which the modules come together, so that signals and callbacks act."""
 
@@ -80,19 +82,26 @@ class Flow(AbstractStepper):
         """Messages to each module, by the step at which they were sent."""
         self._heard: list[dict[int, int | None]] = [{} for _ in modules]
         """At each step of a module, of which step it has heard."""
-        self._saving: tuple[int, list[Any]] | None = None
+        self._newest = [-1] * len(modules)
+        """The last of them."""
+        self._saving: dict[int, list[Any]] = {}
+        """States after these steps, which are on their way."""
+        self._tries = 0
+        """To go on after something was lost, since a step was done."""
         self._row: Row = {}
         self._broken = False
 
     @property
     def state(self) -> TrainState:
-        if int(self._last.step) != self._settled and not self._broken:
+        while int(self._last.step) != self._settled and not self._broken:
             try:
                 states = [self.session.fetch(self.session.state(i)) for i in range(len(self.modules))]
+                self._last = self._whole(states, self._settled)
             except Died:
                 self._revive()
-                return self.state
-            self._last = self._whole(states, self._settled)
+            except BaseException:
+                self._broken = True
+                raise
         return self._last
 
     @property
@@ -100,6 +109,10 @@ class Flow(AbstractStepper):
         return int(self._last.step) if self._broken else self._settled
 
     def ended(self) -> str | None:
+        for name, trainer in self.parts[1].trainers.items():
+            number = int(trainer.ended(self.state.trainer[name])) if trainer.endings else 0
+            if number:
+                return f"module `{name}`: {trainer.endings[number - 1]}"
         return None
 
     def advance(self, count: int, most: int) -> int:
@@ -112,12 +125,12 @@ class Flow(AbstractStepper):
                 for i in range(len(self.modules)):
                     self._submit(i, self._next)
                 self._next += 1
-                if self.keep_every and self._next % self.keep_every == 0 and self._saving is None:
-                    self._saving = self._next, [self.session.state(i) for i in range(len(self.modules))]
+                if self.keep_every and self._next % self.keep_every == 0:
+                    self._saving[self._next] = [self.session.state(i) for i in range(len(self.modules))]
             while self._settled < self._next:
                 self._settle()
         except BaseException:
-            self._give_up()
+            self._broken = True  # steps under way are lost
             raise
         return self._settled - before
 
@@ -145,8 +158,8 @@ class Flow(AbstractStepper):
             return None
         if self.waits or module.replays:
             return n - module.late if n - module.late in self._above[i] else None
-        last = max((m for m in self._heard[i].values() if m is not None), default=-1)
-        there = [m for m in self._above[i] if last < m < n and self.session.is_there(self._above[i][m])]
+        there = [m for m in self._above[i] if self._newest[i] < m < n and self.session.is_there(self._above[i][m])]
+        self._newest[i] = max(there, default=self._newest[i])
         return max(there, default=None)
 
     def _settle(self) -> None:
@@ -154,14 +167,14 @@ class Flow(AbstractStepper):
         n = self._settled
         try:
             rows = [self.session.row(out[n]) for out in self._out]
-            if self._saving is not None and self._saving[0] == n + 1:
-                states = [self.session.fetch(ref) for ref in self._saving[1]]
-                self._saving = None
-                self._keep(states, n + 1)
+            if n + 1 in self._saving:
+                states = [self.session.fetch(ref) for ref in self._saving.pop(n + 1)]
+                self._kept = self._last = self._whole(states, n + 1)
+                self.session.keep(states)
         except Died:
             self._revive()
             return
-        self._settled = n + 1
+        self._settled, self._tries = n + 1, 0
         self._note(rows)
         self._forget()
 
@@ -181,10 +194,6 @@ class Flow(AbstractStepper):
             own |= {f"{module.name}/{k}": v for k, v in row.items() if k not in COUNTS}
         self._row = {"step": self._settled, **own, "evaluations": sum(row["evaluations"] for row in rows)}
 
-    def _keep(self, states: list[TrainState], step: int) -> None:
-        self.session.keep(states)
-        self._kept = self._last = self._whole(states, step)
-
     def _forget(self) -> None:
         """What no module needs again, were it started from what was kept."""
         oldest = int(self._kept.step) if self.keep_every else self._settled
@@ -203,9 +212,12 @@ class Flow(AbstractStepper):
             while at < self._next and self._is_done(out[at]):
                 at += 1
             first.append(at)
+        self._tries += 1
+        if self._tries > MOST:
+            raise RuntimeError(f"`Pipeline`: after step {self._settled} it does not go on, tried {MOST} times.")
         for i in self.session.revive():
             first[i] = int(self._kept.step)
-        self._saving = None
+        self._saving.clear()
         for n in range(min(first), self._next):
             for i in range(len(self.modules)):
                 if n >= first[i]:
@@ -217,10 +229,6 @@ class Flow(AbstractStepper):
         except Died:
             return False
         return True
-
-    def _give_up(self) -> None:
-        """An error or a second signal: steps under way are lost."""
-        self._broken = True
 
     def _whole(self, states: Sequence[TrainState], step: int) -> TrainState:
         came = []

@@ -80,6 +80,7 @@ class Pipeline:
         self.modules = self._loss.modules
         self.trainers = _trainers(trainer, self.modules)
         self.place.check(len(self.modules))
+        self._parts = [Parts(self._problem(module), self.trainers[module.name]) for module in self.modules]
 
     def fit(
         self,
@@ -125,21 +126,18 @@ class Pipeline:
     def init(self, *, key: Key[Array, ""] | None) -> TrainState:
         """The state of all modules before the first step."""
         key = checked_key("Pipeline", key)
-        states = [init(part.problem, part.trainer, key=key) for part in self._parts()]
+        states = [init(part.problem, part.trainer, key=key) for part in self._parts]
         return whole(states, self.modules, self.problem.cases)
 
     def given(self, state: TrainState) -> list[Given]:
         """Every module, as it goes on from a state of all."""
         given = []
-        for part, own in zip(self._parts(), shares(state, self.modules), strict=True):
+        for part, own in zip(self._parts, shares(state, self.modules), strict=True):
             below = self.modules[part.module.number - 1].activations(self.problem.cases) if part.module.number else ()
             inbox = Inbox(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), below), part.silence)
             started = part._replace(problem=eqx.tree_at(lambda p: p.params, part.problem, None))
             given.append(Given(started, own, plan(part, own, inbox)))
         return given
-
-    def _parts(self) -> list[Parts]:
-        return [Parts(self._problem(module), self.trainers[module.name]) for module in self.modules]
 
     def _problem(self, module: Module) -> Supervised:
         """A module's own: its share of the parameters, and of the data what it sees."""
@@ -176,6 +174,8 @@ def _late(problem: Any) -> LateLoss:
                 f"`Pipeline`: what `{module.signal!r}` hears at boundary `{module.name}` would have to come within the "
                 "step. Say how many steps late it may come, `Decoupled(..., late=2)`."
             )
+    if not (isinstance(problem.data, tuple | list) and len(problem.data) == 2):
+        raise ValueError("`Pipeline`: expected data as a pair, `(inputs, answers)`.")
     if not jax.tree.leaves(problem.data[1]):
         raise ValueError("`Pipeline`: there are no answers, by which each module would know its batch.")
     return loss

@@ -15,9 +15,9 @@ from nondiff.core.late import keys_of
 from nondiff.core.module import Handed, Message, Module, Now, cases_of
 from nondiff.core.query import queries
 from nondiff.core.signal import Losses
-from nondiff.core.step import TrainState, keys, step
+from nondiff.core.step import TrainState, keys, own, step
 from nondiff.core.trainer import AbstractTrainer, Metrics
-from nondiff.core.tree import fresh, is_key
+from nondiff.core.tree import is_key
 from nondiff.core.walk import Compare
 from nondiff.evaluators import Vmap
 from nondiff.problems.supervised import Remembered, Supervised
@@ -150,7 +150,9 @@ class Stage:
         """`device`: where it is to be; default: where JAX puts things."""
         self._device, self._how = device, how
         arrays, rest = eqx.partition(parts, eqx.is_array)
-        self._fixed, self.state = eqx.combine(self.put(arrays), rest), self.put(fresh(state))
+        self._fixed, self.state = eqx.combine(self.put(arrays), rest), own(parts.problem, parts.trainer, state)
+        if parts.trainer.traceable:
+            self.state = self.put(self.state)
         donate = "all-except-first" if how.donate else "none"
         self._advance = eqx.filter_jit(advance, donate=donate) if how.compiled else advance
         self._silence = self.put(parts.silence)
@@ -173,7 +175,7 @@ def advance(given: tuple[Parts, Inbox, bool], state: TrainState) -> tuple[TrainS
     new, metrics = step(problem, trainer, Vmap(), room, told)
     handed = new.problem.memory["handed"]
     if searches:  # what is handed on is of the parameters, not of a point that was tried
-        handed = problem.loss(params, told, key=keys(state)[1])[1]["handed"]
+        handed = _handed(problem, params, told, keys(state)[1])
     memory = {name: x for name, x in new.problem.memory.items() if name != "handed"}
     return _remembering(new, memory), handed, metrics
 
@@ -182,9 +184,14 @@ def opened(problem: Supervised, params: Any, state: TrainState, inbox: Inbox) ->
     """The batch with what came, and the state with room for what is to be handed on."""
     told = problem.batch(state.problem, key=keys(state)[0])
     told = told._replace(memory={**told.memory, "inbox": inbox})
-    shapes = jax.eval_shape(lambda p, told: problem.loss(p, told, key=jax.random.key(0))[1]["handed"], params, told)
+    shapes = eqx.filter_eval_shape(_handed, problem, params, told, jr.key(0))
     room = {**state.problem.memory, "handed": jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)}
     return told, _remembering(state, room)
+
+
+@eqx.filter_jit
+def _handed(problem: Supervised, params: Any, told: Any, key: Key[Array, ""]) -> Handed:
+    return problem.loss(params, told, key=key)[1]["handed"]
 
 
 def _remembering(state: TrainState, memory: Any) -> TrainState:
