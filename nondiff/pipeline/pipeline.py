@@ -22,8 +22,8 @@ from nondiff.pipeline.places import AbstractPlace, Given
 from nondiff.pipeline.stage import Inbox, ModuleLoss, Parts, plan
 from nondiff.problems import Supervised
 from nondiff.run.callback import Callback, Measure, Stop
-from nondiff.run.checkpoint import Checkpoint, describe, differences
-from nondiff.run.fit import Result, checked_key, drive
+from nondiff.run.checkpoint import Checkpoint
+from nondiff.run.fit import Result, check_alike, checked_key, drive, given_state
 from nondiff.run.hooks import Hooks
 
 
@@ -100,13 +100,13 @@ class Pipeline:
         """
         check_count("Pipeline.fit", "steps", steps, least=0)
         check_count("Pipeline.fit", "log_every", log_every)
-        if state is not None and key is not None:
-            raise ValueError(
-                "`Pipeline.fit(key=..., state=...)`: a state brings its own key along; give one of the two."
-            )
         hooks = Hooks(metrics, callbacks, stop)
         memory = state.memory if isinstance(state, Checkpoint) else None
-        begin = self.init(key=key) if state is None else _resumed(state, self.init(key=jax.random.key(0)))
+        begin = given_state("Pipeline.fit", key, state)
+        if begin is None:
+            begin = self.init(key=key)
+        else:
+            check_alike("Pipeline.fit", begin, self.init(key=jax.random.key(0)), "pipeline")
         session = self.place.open(self.given(begin))
         try:
             flow = Flow(
@@ -188,15 +188,3 @@ def _trainers(trainer: Any, modules: tuple[Module, ...]) -> dict[str, AbstractTr
         raise ValueError(f"`Pipeline(trainer=...)` has {sorted(trainers)}; expected one for each of {names}.")
     check_trainers("Pipeline", *trainers.values())
     return {name: trainers[name] for name in names}
-
-
-def _resumed(state: Any, like: TrainState) -> TrainState:
-    state = state.state if isinstance(state, Checkpoint) else state
-    if not isinstance(state, TrainState):
-        raise ValueError(
-            f"`Pipeline.fit(state={state!r})`: expected a `TrainState` or a `Checkpoint`; or give a `key`."
-        )
-    lines = differences(describe(state), describe(like), "in the state")
-    if lines:
-        raise ValueError("\n".join(["`Pipeline.fit(state=...)` is a state of another pipeline:", *lines]))
-    return state

@@ -144,20 +144,33 @@ def drive(
 
 
 def _first_state(problem: AbstractProblem, trainer: AbstractTrainer, key: Any, state: Any) -> TrainState:
-    if state is not None and key is not None:
-        raise ValueError("`fit(key=..., state=...)`: a state brings its own key along; give one of the two.")
+    state = given_state("fit", key, state)
     if state is None:
         return init(problem, trainer, key=checked_key("fit", key))
+    first = eqx.Partial(init, problem, trainer, key=checked_key("fit(state=...)", state.key))
+    shapes = eqx.filter_eval_shape(first) if problem.traceable and trainer.traceable else first()
+    check_alike("fit", state, shapes, "problem or trainer")
+    return own(problem, trainer, state)
+
+
+def given_state(owner: str, key: Any, state: Any) -> TrainState | None:
+    """The state to go on from, if there is one. **Raises** `ValueError` for a key beside it, and for something else."""
+    if state is None:
+        return None
+    if key is not None:
+        raise ValueError(f"`{owner}(key=..., state=...)`: a state brings its own key along; give one of the two.")
     if isinstance(state, Checkpoint):
         state = state.state
     if not isinstance(state, TrainState):
-        raise ValueError(f"`fit(state={state!r})`: expected a `TrainState` or a `Checkpoint`; or give a `key`.")
-    first = eqx.Partial(init, problem, trainer, key=checked_key("fit(state=...)", state.key))
-    shapes = eqx.filter_eval_shape(first) if problem.traceable and trainer.traceable else first()
-    lines = differences(describe(state), describe(shapes), "in the state")
+        raise ValueError(f"`{owner}(state={state!r})`: expected a `TrainState` or a `Checkpoint`; or give a `key`.")
+    return state
+
+
+def check_alike(owner: str, state: TrainState, like: TrainState, what: str) -> None:
+    """**Raises** `ValueError` with every array that is not the same; of `like` shapes will do."""
+    lines = differences(describe(state), describe(like), "in the state")
     if lines:
-        raise ValueError("\n".join(["`fit(state=...)` is a state of another problem or trainer:", *lines]))
-    return own(problem, trainer, state)
+        raise ValueError("\n".join([f"`{owner}(state=...)` is a state of another {what}:", *lines]))
 
 
 def checked_key(owner: str, key: Any) -> Key[Array, ""]:
