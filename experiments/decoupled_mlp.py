@@ -3,7 +3,8 @@
     nondiff run experiments/decoupled_mlp.py
     nondiff run experiments/decoupled_mlp.py --depth 5 --signal local
     nondiff run experiments/decoupled_mlp.py --signal synthetic --unconditioned
-    nondiff run experiments/decoupled_mlp.py --depth 8 --damping 0.3 --learning-rate 0.001
+    nondiff run experiments/decoupled_mlp.py --depth 8 --damping 0.1 --learning-rate 0.001
+    nondiff run experiments/decoupled_mlp.py --inputs
 
 A network of `depth` hidden layers of 128 units with layer normalisation, each a module. It learns as soon as it has its
 activations, from a gradient that a small network predicts (`synthetic`) or from a classifier of its own (`local`), or
@@ -43,6 +44,12 @@ class Config:
     """Of the gradient from above in synthetic ones, 0 to 1."""
     damping: float | None = None
     """Of least squares, by which synthetic ones are fitted; default: by Adam."""
+    inputs: bool = False
+    """Predicted, too: no layer waits for those before it."""
+    true: int | None = None
+    """Every so many steps all layers learn by the true gradient; default: never."""
+    warmup: int = 0
+    """So they do at so many first steps."""
     learning_rate: float | None = None
     """Of Adam; default: .0003, and .0001 for unconditioned synthetic gradients."""
     epochs: int = 40
@@ -85,12 +92,18 @@ def signal(config: Config) -> nd.AbstractSignal:
     }[config.signal]
 
 
+def mode(config: Config) -> dict[str, Any]:
+    """What else the layers exchange."""
+    inputs = nd.SyntheticInput() if config.inputs else None
+    return {"inputs": inputs, "sync": nd.Sync(true=config.true, warmup=config.warmup)}
+
+
 def make(config: Config) -> nd.Experiment:
     seen, unseen = load(config.seed)
     sizes = [784] + [config.width] * config.depth
     layers = {f"hidden{i}": hidden(*sizes[i : i + 2]) for i in range(config.depth)}
     chain = nd.Chain({**layers, "read": nd.Dense(config.width, 10)})
-    model = nd.Decoupled(chain, signal=signal(config), like=(seen[0][:1], seen[1][:1]))
+    model = nd.Decoupled(chain, signal=signal(config), like=(seen[0][:1], seen[1][:1]), **mode(config))
     compare = optax.softmax_cross_entropy_with_integer_labels
     problem = nd.Supervised(model.loss(compare), seen, params=model.init, batch_size=128)
     rate = config.learning_rate or (1e-4 if config.unconditioned and config.signal == "synthetic" else 3e-4)

@@ -43,6 +43,7 @@ from .core.stage import Layer as Layer
 from .core.step import TrainState as TrainState
 from .core.step import init as init
 from .core.step import step as step
+from .core.sync import Sync as Sync
 from .core.through import through as through
 from .core.trainer import AbstractTrainer as AbstractTrainer
 from .estimators import AbstractBaseline as AbstractBaseline
@@ -106,6 +107,7 @@ from .run.stopping import Patience as Patience
 from .run.stopping import Target as Target
 from .run.stopping import WallClock as WallClock
 from .run.tensorboard import TensorBoard as TensorBoard
+from .signals import AbstractInputs as AbstractInputs
 from .signals import AbstractNet as AbstractNet
 from .signals import AbstractSignal as AbstractSignal
 from .signals import Delayed as Delayed
@@ -116,6 +118,7 @@ from .signals import Linear as Linear
 from .signals import LocalLoss as LocalLoss
 from .signals import Locked as Locked
 from .signals import SyntheticGradient as SyntheticGradient
+from .signals import SyntheticInput as SyntheticInput
 from .trainers import ADMM as ADMM
 from .trainers import ARS as ARS
 from .trainers import BIPOP as BIPOP

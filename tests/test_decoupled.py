@@ -458,7 +458,7 @@ ERRORS = {
     "late": (lambda: model_of(nd.Locked(), late=-1), "late=-1.*at least 0"),
     "late_inside": (
         lambda: model_of(nd.Locked(), modules={"a": nd.Decoupled(chain(), signal=nd.Locked(), late=1), "b": chain()}),
-        "`a` has `late=1`; give it to the outermost one alone",
+        "belong to the outermost, not to `a`",
     ),
     "steps": (lambda: nd.Delayed(0), "steps=0.*at least 1"),
     "losses_late": (lambda: model_of(nd.ForwardGradient(), late=1), "asks for the losses of the present batch"),

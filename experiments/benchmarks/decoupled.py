@@ -8,8 +8,8 @@
 The network of `experiments/decoupled_mlp.py`: layers of 128 units with layer normalisation, 4,000 MNIST images to train
 on, 1,000 unseen, 40 epochs of Adam. Every signal and backpropagation get the same learning rates, and each has the
 row of its best one by mean accuracy. `unconditioned` is a synthetic gradient that does not see the answers, `damped`
-one that least squares fit. Then a pipeline of two processes beside backpropagation in one (`decoupled_pipeline.py`);
-leave the machine alone meanwhile.
+one that least squares fit, `inputs` one beside predicted inputs. Then a pipeline of two processes beside
+backpropagation in one (`decoupled_pipeline.py`); leave the machine alone meanwhile.
 """
 
 import dataclasses
@@ -35,6 +35,7 @@ SIGNALS: dict[str, dict[str, Any]] = {
     "synthetic": {"signal": "synthetic"},
     "damped": {"signal": "synthetic", "damping": 0.1},
     "unconditioned": {"signal": "synthetic", "unconditioned": True},
+    "inputs": {"signal": "synthetic", "inputs": True},
     "local": {"signal": "local"},
     "similarity": {"signal": "similarity"},
     "feedback": {"signal": "feedback"},

@@ -6,7 +6,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,13 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from nondiff.core.chain import Chain
 from nondiff.core.checks import check_count
+from nondiff.core.inputs import AbstractInputs
 from nondiff.core.late import LateLoss
-from nondiff.core.module import modules
+from nondiff.core.module import Module, modules
 from nondiff.core.problem import Params
-from nondiff.core.signal import AbstractSignal, Locked, Place
+from nondiff.core.signal import AbstractSignal, Locked, Place, Unlocks
 from nondiff.core.stage import AbstractStage
+from nondiff.core.sync import Sync
 from nondiff.core.walk import BatchLoss, Compare, Part, Walk, outputs
 
 
@@ -41,6 +43,10 @@ class Decoupled:
     - `late`: how many steps late everything arrives that comes from above, 0 or more (default 0): what modules in
       separate processes learn from, in one process. A `SyntheticGradient` is fitted later, `FeedbackAlignment` learns
       from an earlier batch. Under `Supervised`, which remembers what is on its way.
+    - `inputs`: what modules start from that do not wait for those before them: `SyntheticInput()`, a prediction from
+      the inputs of the whole model, fitted to the activations, which then may be late, too. Default `None`: they wait.
+    - `sync`: how often modules hear of one another, and when they learn together. Default `Sync()`: at every step, and
+      never.
 
     Used like a `Chain`: `decoupled(params, x)`, `decoupled.loss(compare)` and `decoupled.init`, which makes
     `{"stages": {module: ...}, "signals": {boundary: ...}}`. The loss is the true one, bit for bit. Its derivative in a
@@ -69,6 +75,8 @@ class Decoupled:
     signal: AbstractSignal | Mapping[str, AbstractSignal]
     like: PyTree = dataclasses.field(default=None, kw_only=True)
     late: int = dataclasses.field(default=0, kw_only=True)
+    inputs: AbstractInputs | None = dataclasses.field(default=None, kw_only=True)
+    sync: Sync = dataclasses.field(default=Sync(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not self._modules:
@@ -89,14 +97,20 @@ class Decoupled:
             if not isinstance(signal, AbstractSignal):
                 raise ValueError(f"`Decoupled(signal={signal!r})`: expected a signal, for example `LocalLoss()`.")
         check_count("Decoupled", "late", self.late, least=0)
+        for name, kind, example in (("inputs", AbstractInputs, "SyntheticInput()"), ("sync", Sync, "Sync(every=2)")):
+            value = getattr(self, name)
+            if not isinstance(value, kind) and (name, value) != ("inputs", None):
+                raise ValueError(f"`Decoupled({name}={value!r})`: expected for example `{example}`.")
         for name, module in self._modules.items():
-            if isinstance(module, Decoupled) and module.late:
-                raise ValueError(f"`Decoupled`: `{name}` has `late={module.late}`; give it to the outermost one alone.")
+            if isinstance(module, Decoupled) and (module.late or module.inputs is not None or module.sync != Sync()):
+                raise ValueError(f"`Decoupled`: `late`, `inputs` and `sync` belong to the outermost, not to `{name}`.")
         if self.like is not None:
             object.__setattr__(self, "like", jtu.tree_map(_shape, self.like))  # data would travel with the loss
             jax.eval_shape(self.init, jr.key(0))
-            if self.is_late:
-                modules(self.parts, self.places, self.late)
+            if self.remembers:
+                if not jtu.tree_leaves(self.like[1]):
+                    raise ValueError("`Decoupled`: there are no answers, by which modules would know their batch.")
+                self.learners  # noqa: B018 - its errors
 
     @property
     def _modules(self) -> "Mapping[str, AbstractStage | Chain | Decoupled]":
@@ -118,17 +132,34 @@ class Decoupled:
         return tuple(parts)
 
     @property
-    def is_late(self) -> bool:
-        """Does anything from above arrive at a later step?"""
-        return bool(self.late) or any(part.signal is not None and part.signal.late for part in self.parts)
+    def remembers(self) -> bool:
+        """Does a step depend on earlier ones? Something is late then, or depends on the number of the step."""
+        late = self.late or any(part.signal is not None and part.signal.late for part in self.parts)
+        return bool(late) or self.inputs is not None or self.sync != Sync()
+
+    @property
+    def learners(self) -> tuple[Module, ...]:
+        """All modules between the boundaries, inner ones too, from below."""
+        return modules(self.parts, self.places, self.late, self.inputs, self.sync)
+
+    @property
+    def unlocks(self) -> Unlocks:
+        """What no module waits for: the least that its signals say, or `"forward"` with predicted inputs, too."""
+        signals: list[Unlocks] = [part.signal.unlocks for part in self.parts if part.signal is not None]
+        least = min(signals, key=get_args(Unlocks).index) if signals else "nothing"
+        return "forward" if least == "update" and self.inputs is not None else least
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Where modules and signals start."""
+        """Where modules, signals and predictions of inputs start."""
         k_stages, k_signals = jr.split(key)
         signals = {part.name: part.signal for part in self.parts if part.signal is not None}
-        keys = jr.split(k_signals, max(len(signals), 1))
-        own = {n: s.init(self.places[n], key=k) for (n, s), k in zip(signals.items(), keys, strict=False)}
-        return {"stages": self._start(k_stages), "signals": own}
+        keys = iter(jr.split(k_signals, max(2 * len(signals), 1)))
+        params = {"stages": self._start(k_stages)}
+        params["signals"] = {name: signal.init(self.places[name], key=next(keys)) for name, signal in signals.items()}
+        if self.inputs is not None:
+            later = {m.name: m.below.activations for m in self.learners if m.below is not None}
+            params["inputs"] = {n: self.inputs.init(n, self.like[0], h, key=next(keys)) for n, h in later.items()}
+        return params
 
     def _start(self, key: Key[Array, ""]) -> dict[str, Params]:
         """Of all modules."""
@@ -165,8 +196,8 @@ class Decoupled:
 
     def loss(self, compare: Compare) -> BatchLoss | LateLoss:
         """`loss(params, batch, key)` of batches `(inputs, answers)`; `compare` as for `Chain.loss`."""
-        if self.is_late:
-            return LateLoss(self.parts, self.places, compare, self.late)
+        if self.remembers:
+            return LateLoss(self.parts, self.places, compare, self.late, self.inputs, self.sync)
         return BatchLoss(self, compare)
 
     def walk(self, params: Mapping[str, Any], answers: Any, compare: Compare) -> Walk:
@@ -179,6 +210,8 @@ class Decoupled:
         """
         signals = {part.name: part.signal for part in self.parts if part.signal is not None}
         own = {f"signals/{name}": signal.optimizer(optimizer) for name, signal in signals.items()}
+        if self.inputs is not None:
+            own["inputs"] = self.inputs.optimizer(optimizer)
         return optax.partition({"stages": optimizer, **own}, _Labels())
 
     def cosines(self, compare: Compare, batch: PyTree) -> Callable[[Any], dict[str, float]]:
@@ -213,10 +246,9 @@ class _Labels:
     """Whose each leaf is; no closure, so that workers find it by its name."""
 
     def __call__(self, params: Any) -> Any:
-        return {
-            "stages": jtu.tree_map(lambda _: "stages", params["stages"]),
-            "signals": {n: jtu.tree_map(lambda _, n=n: f"signals/{n}", own) for n, own in params["signals"].items()},
-        }
+        labels = {name: jtu.tree_map(lambda _, name=name: name, leaves) for name, leaves in params.items()}
+        own = params["signals"]
+        return labels | {"signals": {n: jtu.tree_map(lambda _, n=n: f"signals/{n}", own[n]) for n in own}}
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

@@ -1,4 +1,4 @@
-"""Decoupled modules in one process, with messages from above that come some steps late."""
+"""Decoupled modules in one process, with messages that come some steps late."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import jax.tree_util as jtu
 from jaxtyping import Array, Key, PyTree
 
 from nondiff.core.estimator import with_gradient_of
-from nondiff.core.module import Message, Module, Now, cases_of, modules, turned
-from nondiff.core.signal import Losses, Place
+from nondiff.core.inputs import AbstractInputs
+from nondiff.core.message import Mail, Message, Now, cases_of, delivered
+from nondiff.core.module import Module, modules
+from nondiff.core.signal import Losses, Place, Source
+from nondiff.core.sync import Sync
 from nondiff.core.walk import Compare, Part, Walk
 
 
@@ -23,23 +25,22 @@ class LateLoss:
     parts: tuple[Part, ...]
     places: Mapping[str, Place]
     compare: Compare
-    late: int
+    late: int = 0
+    inputs: AbstractInputs | None = None
+    sync: Sync = dataclasses.field(default=Sync())
 
     @property
     def modules(self) -> tuple[Module, ...]:
-        return modules(self.parts, self.places, self.late)
+        return modules(self.parts, self.places, self.late, self.inputs, self.sync)
 
     def memory(self, batch: PyTree) -> dict[str, Any]:
-        """Before the first step, for batches like this one (shapes will do): of every module but the last what it has
-        seen, and what is on its way to it.
+        """Before the first step, for batches like this one (shapes will do): of every module what it has seen, and what
+        is on its way to it.
         """
-        inputs, answers = batch
-        cases = cases_of(answers)
-        remembered: dict[str, Any] = {}
-        for module in self.modules[:-1]:
-            came = jtu.tree_map(lambda x, n=module.late: jnp.repeat(x[None], n, 0), module.silence(cases))
-            remembered[module.name] = {"then": module.memory(inputs, answers), "came": came if module.late else ()}
-            inputs = module.activations(cases)
+        x, answers = batch
+        remembered = {}
+        for module in self.modules:
+            remembered[module.name] = {"past": module.past(x, answers), "coming": module.coming(cases_of(answers))}
         return {"step": jnp.zeros((), jnp.int32), "modules": remembered}
 
     def __call__(
@@ -47,25 +48,36 @@ class LateLoss:
     ) -> tuple[Losses, dict[str, Any] | None]:
         x, answers = batch
         if memory is None:  # for whoever wants the value alone
-            bare = [part._replace(signal=None) for part in self.parts]
-            return Walk(bare, params["stages"], answers, self.compare).losses(x, key), None
-        *below, last = self.modules
-        step = memory["step"]
-        inputs = [x]
-        for module in below:
-            inputs.append(module.up(jax.lax.stop_gradient(params), inputs[-1]))
-        now = [Now(step, h, answers, k) for h, k in zip(inputs, keys_of(key, len(inputs)), strict=True)]
-        losses, handed, _ = last.learn(params, now[-1], (), last.silence(cases_of(answers)), self.compare)
-        error, remembered = handed.error, {}
-        surrogate = jnp.zeros_like(losses)
-        for module in reversed(below):
-            sent = {"gradient": handed.down, "error": error}.get(module.source, Message((), step))
-            old = memory["modules"][module.name]
-            came, coming = turned(old["came"], sent, step, step)
-            learned, handed, then = module.learn(params, now[module.number], old["then"], came, self.compare)
-            remembered[module.name] = {"then": then, "came": coming}
-            surrogate = surrogate + learned
+            return self._value(params, x, answers, key), None
+        found, step, fixed = self.modules, memory["step"], jax.lax.stop_gradient(params)
+        keys = keys_of(key, len(found))
+        nothing = Message((), step)
+        ups = [nothing]
+        for module in found[:-1]:
+            inputs = module.inputs(fixed, x, ups[-1].content)
+            ups.append(Message(module.up(fixed, inputs), self.sync.sent(step, step)))
+        sources: dict[Source, Message] = {"nothing": nothing}
+        losses = surrogate = jnp.zeros(cases_of(answers))
+        remembered = {}
+        for module in reversed(found):
+            held = memory["modules"][module.name]
+            sent = Mail(ups[module.number], sources[module.source])
+            mail, coming = delivered(held["coming"], sent, step)
+            now = Now(step, x, answers, keys[module.number])
+            learned, handed, past = module.learn(params, now, held["past"], mail, self.compare)
+            remembered[module.name] = {"past": past, "coming": coming}
+            sources["gradient"] = handed.down
+            if module.signal is None:
+                sources["error"], losses = handed.error, learned
+            else:
+                surrogate = surrogate + learned
+        if self.inputs is not None:  # the last module has learned from predicted ones
+            losses = with_gradient_of(jax.lax.stop_gradient(self._value(params, x, answers, keys[-1])), losses)
         return with_gradient_of(losses, surrogate), {"step": step + 1, "modules": remembered}
+
+    def _value(self, params: Any, x: Any, answers: Any, key: Key[Array, ""]) -> Losses:
+        bare = [part._replace(signal=None) for part in self.parts]
+        return Walk(bare, params["stages"], answers, self.compare).losses(x, key)
 
 
 def keys_of(key: Key[Array, ""], modules: int) -> Key[Array, " modules"]:

@@ -3,60 +3,25 @@
 What comes from above is about an earlier batch. A module that learns from it alone goes through its own inputs of then
 once more, with its parameters of now (Huo, Gu & Huang, 2018, "Training Neural Networks Using Features Replay",
 https://arxiv.org/abs/1807.04511); so what it sends down in turn is older still. One whose signal is only fitted to it
-remembers its activations of then.
+remembers its activations of then. What comes from below is about an earlier batch, too, where inputs are predicted.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array
 
 from nondiff.core.estimator import with_gradient_of
+from nondiff.core.inputs import AbstractInputs
+from nondiff.core.message import Handed, Mail, Message, Now, Past, Then, cases_of, repeated, ring, turned, with_cases
 from nondiff.core.signal import AbstractSignal, Losses, Place, Seen, Source, along
+from nondiff.core.sync import Sync
 from nondiff.core.walk import Compare, Part, Walk, outputs
-
-
-class Message(NamedTuple):
-    """From above."""
-
-    content: Any
-    """A gradient at the boundary, or the error at the outputs."""
-    about: Int[Array, ""]
-    """The number of the batch it is about; -1: nothing has come."""
-
-
-class Now(NamedTuple):
-    """A batch, where a module sees it."""
-
-    step: Int[Array, ""]
-    """Its number."""
-    inputs: Any
-    answers: Any
-    key: Key[Array, ""]
-
-
-class Then(NamedTuple):
-    """What a module remembers of a batch."""
-
-    at: Any
-    """Its inputs, or the activations that it made of them."""
-    answers: Any
-    key: Key[Array, "..."]
-
-
-class Handed(NamedTuple):
-    """What a module hands on at a step; `()` where nobody wants it."""
-
-    up: Any
-    down: Message
-    """The gradient in its inputs."""
-    error: Message
-    """Of the last module: the derivative of each case's loss in the outputs."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,13 +31,20 @@ class Module:
     parts: tuple[Part, ...]
     number: int
     """From below."""
+    below: Place | None
+    """The boundary before it; `None` for the first."""
     place: Place | None
     """The boundary behind it; `None` for the last."""
-    late: int
-    """Steps that a message is on its way to it."""
-    age: int
+    sync: Sync = dataclasses.field(default=Sync())
+    predicts: AbstractInputs | None = None
+    """Its inputs; `None`: it waits for them."""
+    climb: int = 0
+    """Steps that activations are on their way to it, if it does not wait for them."""
+    late: int = 0
+    """Steps that a message from above is on its way to it."""
+    age: int = 0
     """Steps since the batch that the message is about: how many it remembers."""
-    sends: frozenset[Source]
+    sends: frozenset[Source] = frozenset()
     """What others want of it."""
 
     @property
@@ -91,9 +63,9 @@ class Module:
         return self.signal.waits if self.signal.waits != "nothing" else self.signal.fits
 
     @property
-    def way(self) -> int:
-        """How many messages are on their way to it."""
-        return self.late if self.source != "nothing" else 0
+    def ways(self) -> tuple[int, int]:
+        """How many messages are on their way to it, from below and from above."""
+        return self.climb, self.late if self.source != "nothing" else 0
 
     @property
     def replays(self) -> bool:
@@ -113,98 +85,155 @@ class Module:
                 here = here.setdefault(name, {})
             here[part.path[-1]] = part.params(params["stages"])
         own = {} if self.signal is None else {self.name: params["signals"][self.name]}
-        return {"stages": stages, "signals": own}
+        shared = {"stages": stages, "signals": own}
+        return shared if self.predicts is None else {**shared, "inputs": {self.name: params["inputs"][self.name]}}
 
-    def activations(self, cases: int) -> jax.ShapeDtypeStruct:
-        """The shape at the boundary, for so many cases."""
-        assert self.place is not None
-        return _cases(self.place.activations, cases)
-
-    def silence(self, cases: int) -> Message:
-        """The message before anything has come."""
-        content: Any = ()
+    def silence(self, cases: int) -> Mail:
+        """The mail before anything has come."""
+        above: Any = ()
         if self.place is not None:
-            like = {"gradient": self.place.activations, "error": self.place.outputs}.get(self.source, ())
-            content = jtu.tree_map(lambda s: jnp.zeros(_cases(s, cases).shape, s.dtype), like)
-        return Message(content, jnp.int32(-1))
+            above = {"gradient": self.place.activations, "error": self.place.outputs}.get(self.source, ())
+        below = () if self.below is None else self.below.activations
+        below, above = jtu.tree_map(lambda s: jnp.zeros(with_cases(s, cases).shape, s.dtype), (below, above))
+        return Mail(Message(below, jnp.int32(-1)), Message(above, jnp.int32(-1)))
 
-    def memory(self, inputs: Any, answers: Any) -> Then | tuple[()]:
+    def coming(self, cases: int) -> tuple[Any, Any]:
+        """Queues of what is on its way to it from below and from above: at first, of silence; `()` where all comes at
+        once.
+        """
+        (below, above), (climb, late) = self.silence(cases), self.ways
+        return repeated(below, climb), repeated(above, late)
+
+    def past(self, x: Any, answers: Any) -> Past:
         """Of as many batches as it has to remember, like this one (shapes will do); of none at first."""
-        if not self.age:
-            return ()
-        here = inputs if self.replays else self.activations(cases_of(answers))
-        return ring(Then(here, answers, jax.eval_shape(lambda: jr.key(0))), self.age)
+        then: Then | tuple[()] = ()
+        if self.age:
+            start = x if self.below is None else self.below.activations
+            assert self.place is not None
+            at = start if self.replays else self.place.activations
+            at = jtu.tree_map(lambda s: with_cases(s, cases_of(answers)), at)
+            then = ring(Then(at, answers, jax.eval_shape(lambda: jr.key(0))), self.age)
+        return Past(then, ring(x, self.climb) if self.climb else ())
 
-    def learn(
-        self, params: Any, now: Now, remembered: Then | tuple[()], message: Message, compare: Compare
-    ) -> tuple[Losses, Handed, Then | tuple[()]]:
-        """A number per case, whose derivatives are what the module learns: the true losses for the last one, what the
+    def learn(self, params: Any, now: Now, past: Past, mail: Mail, compare: Compare) -> tuple[Losses, Handed, Past]:
+        """A number per case, whose derivatives are what the module learns: the losses for the last one, what the
         signal's own leaves minimise for the others. What it hands on, and what it remembers now.
         """
-        if self.signal is None or self.place is None:
-            return *self._last(params, now, compare), ()
-        signal, place, own = self.signal, self.place, params["signals"][self.name]
         fixed = jax.lax.stop_gradient(params)
-        here = self.up(fixed, now.inputs)
-        new = Then(now.inputs if self.replays else here, now.answers, now.key)
-        then, remembered = turned(remembered, new, now.step, message.about)
-        arrived = (message.about >= 0) & (message.about >= now.step - self.age) | (self.source == "nothing")
+        entered = self.inputs(fixed, now.x, mail.below.content)
+        missed, x = self._missed(params, now, past.x, mail.below)
+        if self.signal is None or self.place is None:
+            losses, handed = self._last(params, now, entered, compare)
+            return with_gradient_of(losses, missed), handed, Past((), x)
+        signal, place, own, message = self.signal, self.place, params["signals"][self.name], mail.above
+        here = self.up(fixed, entered)
+        new = Then(entered if self.replays else here, now.answers, now.key)
+        then, rings = turned(past.then, new, now.step, message.about)
+        arrived = _arrived(message, now, self.age) | (self.source == "nothing")
 
         def seen(batch: Now | Then) -> Seen:
             return Seen(place, batch.answers, compare, batch.key)
 
-        inputs, used = (then.at, then) if self.replays else (now.inputs, now)
+        inputs, used = (then.at, then) if self.replays else (entered, now)
         h = self.up(fixed, inputs)
         gradient = jax.lax.stop_gradient(signal.gradient(own, h, seen(used), message.content))
+        if self.sync.waits:
+            gradient = jnp.where(self.sync.is_true(now.step), message.content, gradient)
         if self.replays:
             gradient = jnp.where(arrived, gradient, 0.0)
         fit = signal.fit(own, h if self.replays else then.at, seen(then), message.content)
         fit = jnp.where(arrived, fit, 0.0)
-        losses = with_gradient_of(jax.lax.stop_gradient(fit), fit + along(gradient, self.up(params, inputs)))
+        learned = fit + missed + along(gradient, self.up(params, inputs))
         down = ()
         if "gradient" in self.sends:
             (down,) = jax.vjp(lambda x: self.up(fixed, x), inputs)[1](gradient)
-        down = Message(down, message.about if self.replays else now.step)
-        return losses, Handed(here, down, Message((), now.step)), remembered
+        handed = self._handed(now, here, down, (), message.about if self.replays else now.step)
+        return with_gradient_of(jax.lax.stop_gradient(fit), learned), handed, Past(rings, x)
 
-    def _last(self, params: Any, now: Now, compare: Compare) -> tuple[Losses, Handed]:
-        losses = Walk(self.parts, params["stages"], now.answers, compare).losses(now.inputs, now.key)
+    def inputs(self, params: Any, x: Any, below: Any) -> Any:
+        """What its stages are given, by what has come from below."""
+        if self.below is None:
+            return x
+        if self.predicts is None:
+            return below
+        return self.predicts.predict(params["inputs"][self.name], x, self.below.activations)
+
+    def _missed(self, params: Any, now: Now, ring: Any, below: Message) -> tuple[Losses, Any]:
+        """What fits a prediction of its inputs, and the inputs of the whole model that it remembers."""
+        if self.predicts is None:
+            return jnp.zeros(cases_of(now.answers)), ring
+        x, ring = turned(ring, now.x, now.step, below.about)
+        missed = self.predicts.fit(params["inputs"][self.name], x, below.content)
+        return jnp.where(_arrived(below, now, self.climb), missed, 0.0), ring
+
+    def _last(self, params: Any, now: Now, entered: Any, compare: Compare) -> tuple[Losses, Handed]:
+        losses = Walk(self.parts, params["stages"], now.answers, compare).losses(entered, now.key)
         walk = Walk(self.parts, jax.lax.stop_gradient(params["stages"]), now.answers, compare)
         down, error = (), ()
         if "gradient" in self.sends:
-            down = jax.grad(lambda h: jnp.sum(walk.losses(h, now.key)))(now.inputs)
+            down = jax.grad(lambda h: jnp.sum(walk.losses(h, now.key)))(entered)
         if "error" in self.sends:
-            error = walk.error(now.inputs, 0)
-        return losses, Handed((), Message(down, now.step), Message(error, now.step))
+            error = walk.error(entered, 0)
+        return losses, self._handed(now, (), down, error, now.step)
+
+    def _handed(self, now: Now, up: Any, down: Any, error: Any, about: Array) -> Handed:
+        sent = self.sync.sent(now.step, now.step)
+        return Handed(Message(up, sent), Message(down, self.sync.sent(now.step, about)), Message(error, sent))
 
 
-def modules(parts: Sequence[Part], places: Mapping[str, Place], late: int) -> tuple[Module, ...]:
+def modules(
+    parts: Sequence[Part],
+    places: Mapping[str, Place],
+    late: int,
+    predicts: AbstractInputs | None,
+    sync: Sync,
+) -> tuple[Module, ...]:
     """All, from below. Every message is `late` more steps late.
 
-    **Raises** `ValueError` for a signal that asks for the present losses, and for a decision that messages would cross.
+    **Raises** `ValueError` for a signal that asks for the present losses, for a decision that messages would cross,
+    and for steps that wait for true gradients where they do not come.
     """
     ends = [i for i, part in enumerate(parts) if part.signal is not None]
     starts = [0, *(i + 1 for i in ends)]
     cut = [tuple(parts[a : b + 1]) for a, b in zip(starts[:-1], ends, strict=True)]
+    entry: dict[str, Any] = {"predicts": predicts, "climb": 0 if predicts is None else late}
     found: list[Module] = []
     above = 0  # the age of what the module above sends
     for number, own in reversed(list(enumerate(cut))):
         signal = own[-1].signal
         assert signal is not None
         if "losses" in (signal.waits, signal.fits):
-            raise ValueError(f"`Decoupled`: `{signal!r}` asks for the losses of the present batch and cannot be late.")
+            raise ValueError(
+                f"`Decoupled`: `{signal!r}` asks for the losses of the present batch, and cannot do with `late`, "
+                "`inputs` or `sync`."
+            )
+        if sync.waits and (late or signal.late or predicts is not None or signal.fits != "gradient" != signal.waits):
+            raise ValueError(
+                f"`Decoupled(sync={sync!r})`: at some steps all modules learn by the true gradient, and none comes in "
+                f"time to boundary `{own[-1].name}`. Leave out `late` and `inputs`; have `SyntheticGradient()` there."
+            )
         for part in own:
             if part.stage.decision is not None:
                 raise ValueError(
                     f"`Decoupled`: `{part.name}` is a decision, and late messages cannot cross one. Let it stand in "
                     "the last module."
                 )
-        module = Module(own, number, places[own[-1].name], late + signal.late, 0, frozenset())
+        before = places[cut[number - 1][-1].name] if number else None
+        module = Module(own, number, before, places[own[-1].name], sync, late=late + signal.late)
+        if before is not None:
+            module = dataclasses.replace(module, **entry)
         age = {"gradient": module.late + above, "error": module.late}.get(module.source, 0)
         found.append(dataclasses.replace(module, age=age))
         above = age if signal.waits != "nothing" else 0
-    found = [*found[::-1], Module(tuple(parts[starts[-1] :]), len(cut), None, 0, 0, frozenset())]
-    return tuple(_with_receivers(found))
+    last = Module(tuple(parts[starts[-1] :]), len(cut), None, None, sync)
+    if cut:
+        last = dataclasses.replace(last, below=places[cut[-1][-1].name], **entry)
+    return tuple(_with_receivers([*found[::-1], last]))
+
+
+def _arrived(message: Message, now: Now, age: int) -> Array:
+    """Has it come, and is what it is about still remembered?"""
+    return (message.about >= 0) & (message.about >= now.step - age)
 
 
 def _with_receivers(found: Sequence[Module]) -> list[Module]:
@@ -216,34 +245,3 @@ def _with_receivers(found: Sequence[Module]) -> list[Module]:
         error = {"error"} & set(sources) if module.signal is None else set()
         receivers.append(dataclasses.replace(module, sends=frozenset(gradient | error)))
     return receivers
-
-
-def cases_of(answers: Any) -> int:
-    return jtu.tree_leaves(answers)[0].shape[0]
-
-
-def _cases(like: jax.ShapeDtypeStruct, cases: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((cases, *like.shape[1:]), like.dtype)
-
-
-def ring(like: Any, length: int) -> Any:
-    """Room for so many of them; zeros at first."""
-
-    def one(s: Any) -> Array:
-        if jnp.issubdtype(s.dtype, jax.dtypes.prng_key):
-            return jr.split(jr.key(0), length)
-        return jnp.zeros((length, *s.shape), s.dtype)
-
-    return jtu.tree_map(one, like)
-
-
-def turned(held: Any, new: Any, step: Int[Array, ""], about: Int[Array, ""]) -> tuple[Any, Any]:
-    """What a ring holds about a step, and the ring with what is new in the place of the oldest; without a ring, what is
-    new itself.
-    """
-    leaves = jtu.tree_leaves(held)
-    if not leaves:
-        return new, held
-    length = leaves[0].shape[0]
-    found = jtu.tree_map(lambda ring: ring[about % length], held)
-    return found, jtu.tree_map(lambda ring, x: ring.at[step % length].set(x), held, new)

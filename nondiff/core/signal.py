@@ -22,9 +22,10 @@ Source = Literal["nothing", "error", "losses", "gradient"]
 """What a signal is made from, beside activations and answers: the losses' derivative in the chain's outputs, the losses
 as a function of the activations, or the gradient that later modules send back.
 """
-Unlocks = Literal["update", "backward", "nothing"]
+Unlocks = Literal["nothing", "backward", "update", "forward"]
 """What a module does not wait for (Jaderberg et al., 2017, section 1). `"backward"`: until a gradient has come down
-through all later modules; `"update"`: nor until activations have gone up through them.
+through all later modules; `"update"`: nor until activations have gone up through them; `"forward"`: nor until they have
+come up from earlier ones.
 """
 UNLOCKS: dict[Source, Unlocks] = {"nothing": "update", "error": "backward", "losses": "backward", "gradient": "nothing"}
 Losses = Float[Array, " cases"]

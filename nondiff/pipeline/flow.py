@@ -12,6 +12,7 @@ from nondiff.core.module import Module
 from nondiff.core.step import TrainState
 from nondiff.core.trainer import AbstractTrainer
 from nondiff.evaluators import Vmap
+from nondiff.pipeline.line import Line
 from nondiff.pipeline.places import AbstractSession, Died, Out
 from nondiff.pipeline.stage import LOST, at_home
 from nondiff.problems import Supervised
@@ -78,18 +79,27 @@ class Flow(AbstractStepper):
         self._settled = self._next = int(state.step)
         """Steps that all modules have done, and steps that they were given."""
         self._out: list[dict[int, Out]] = [{} for _ in modules]
-        self._above: list[dict[int, Any]] = [dict(_came(state, module)) for module in modules]
-        """Messages to each module, by the step at which they were sent."""
-        self._heard: list[dict[int, int | None]] = [{} for _ in modules]
-        """At each step of a module, of which step it has heard."""
-        self._newest = [-1] * len(modules)
-        """The last of them."""
+        self._lines = [self._lines_of(module, state) for module in modules]
+        """Messages to each module, from below and from above."""
         self._saving: dict[int, list[Any]] = {}
         """States after these steps, which are on their way."""
         self._tries = 0
         """To go on after something was lost, since a step was done."""
         self._row: Row = {}
         self._broken = False
+
+    def _lines_of(self, module: Module, state: TrainState) -> tuple[Line, Line]:
+        """A module that does not always wait does so for what it cannot do without."""
+        there = None if self.waits else self.session.is_there
+        every = module.sync.every
+        (below, above), (late_below, late_above) = state.problem[module.name]["coming"], module.ways
+        first = int(state.step)
+        return (
+            Line(late_below, 1, None, [])
+            if module.predicts is None
+            else Line(late_below, every, there, enumerate(below, first - late_below)),
+            Line(late_above, every, None if module.replays else there, enumerate(above, first - late_above)),
+        )
 
     @property
     def state(self) -> TrainState:
@@ -138,29 +148,17 @@ class Flow(AbstractStepper):
         return dict(self._row)
 
     def _submit(self, i: int, n: int) -> None:
-        inputs = self._out[i - 1][n].up if i else None
-        if n not in self._heard[i]:
-            self._heard[i][n] = self._hears(i, n)
-        heard = self._heard[i][n]
-        out = self.session.submit(i, inputs, None if heard is None else self._above[i][heard])
+        below, above = self._lines[i]
+        if i:
+            below.send(n, self._out[i - 1][n].up)
+        out = self.session.submit(i, below.heard(n), above.heard(n))
         self._out[i][n] = out
         if i and self.modules[i - 1].source == "gradient":
-            self._above[i - 1][n] = out.down
+            self._lines[i - 1][1].send(n, out.down)
         if i == len(self.modules) - 1:
-            for above, module in zip(self._above, self.modules, strict=True):
+            for (_, line), module in zip(self._lines, self.modules, strict=True):
                 if module.source == "error":
-                    above[n] = out.error
-
-    def _hears(self, i: int, n: int) -> int | None:
-        """Of which step module `i` hears at step `n`: of one so many steps before, or of the newest that is there."""
-        module = self.modules[i]
-        if module.source == "nothing":
-            return None
-        if self.waits or module.replays:
-            return n - module.late if n - module.late in self._above[i] else None
-        there = [m for m in self._above[i] if self._newest[i] < m < n and self.session.is_there(self._above[i][m])]
-        self._newest[i] = max(there, default=self._newest[i])
-        return max(there, default=None)
+                    line.send(n, out.error)
 
     def _settle(self) -> None:
         """Wait for the oldest step that is not done."""
@@ -197,12 +195,11 @@ class Flow(AbstractStepper):
     def _forget(self) -> None:
         """What no module needs again, were it started from what was kept."""
         oldest = int(self._kept.step) if self.keep_every else self._settled
-        for module, out, above, heard in zip(self.modules, self._out, self._above, self._heard, strict=True):
-            for held in (out, heard):
-                for n in [n for n in held if n < oldest]:
-                    del held[n]
-            for n in [n for n in above if n < oldest - module.late]:
-                del above[n]
+        for out, lines in zip(self._out, self._lines, strict=True):
+            for n in [n for n in out if n < oldest]:
+                del out[n]
+            for line in lines:
+                line.forget(oldest)
 
     def _revive(self) -> None:
         """Lost modules go on from what was kept; whatever waits for them, from where it stands."""
@@ -231,25 +228,28 @@ class Flow(AbstractStepper):
         return True
 
     def _whole(self, states: Sequence[TrainState], step: int) -> TrainState:
-        came = []
-        for i, module in enumerate(self.modules):
-            refs = [self._above[i].get(m) for m in range(step - module.way, step)]
-            came.append([self._silences[i] if ref is None else self.session.fetch(ref) for ref in refs])
-        return joined(states, self.modules, came, step)
+        coming = []
+        for lines, silences in zip(self._lines, self._silences, strict=True):
+            refs = zip((line.under_way(step) for line in lines), silences, strict=True)
+            coming.append([[none if ref is None else self.session.fetch(ref) for ref in line] for line, none in refs])
+        return joined(states, self.modules, coming, step)
 
 
 def whole(states: Sequence[TrainState], modules: Sequence[Module], cases: int) -> TrainState:
     """The state of all modules before the first step, when no message is on its way."""
-    came = [[at_home(module.silence(cases))] * module.way for module in modules]
-    return joined(states, modules, came, 0)
+    silences = [at_home(module.silence(cases)) for module in modules]
+    coming = [[[s] * way for s, way in zip(of, m.ways, strict=True)] for of, m in zip(silences, modules, strict=True)]
+    return joined(states, modules, coming, 0)
 
 
-def joined(states: Sequence[TrainState], modules: Sequence[Module], came: Sequence[list[Any]], step: int) -> TrainState:
+def joined(
+    states: Sequence[TrainState], modules: Sequence[Module], coming: Sequence[list[Any]], step: int
+) -> TrainState:
     """All modules and the messages that are on their way, as one state."""
     trainer = {module.name: state.trainer for module, state in zip(modules, states, strict=True)}
     problem = {
-        module.name: {"state": state.problem, "came": messages}
-        for module, state, messages in zip(modules, states, came, strict=True)
+        module.name: {"state": state.problem, "coming": messages}
+        for module, state, messages in zip(modules, states, coming, strict=True)
     }
     return TrainState(jnp.int32(step), states[-1].key, trainer, problem)
 
@@ -267,13 +267,6 @@ def shares(state: TrainState, modules: Sequence[Module]) -> list[TrainState]:
 def key_of(key: Key[Array, ""], module: Module, of: int) -> Key[Array, ""]:
     """A module's own; that of the last one is the run's, as in one process."""
     return key if module.number == of - 1 else jax.random.fold_in(key, module.number)
-
-
-def _came(state: TrainState, module: Module) -> list[tuple[int, Any]]:
-    """Messages that were on their way, by the step at which they were sent."""
-    came = state.problem[module.name]["came"]
-    first = int(state.step) - len(came)
-    return list(enumerate(came, first))
 
 
 def _join(whole: dict[str, Any], share: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from nondiff.core.checks import check_count
@@ -19,7 +18,7 @@ from nondiff.core.walk import BatchLoss
 from nondiff.pipeline.devices import Devices
 from nondiff.pipeline.flow import Flow, Together, shares, whole
 from nondiff.pipeline.places import AbstractPlace, Given
-from nondiff.pipeline.stage import Inbox, ModuleLoss, Parts, plan
+from nondiff.pipeline.stage import ModuleLoss, Parts, plan
 from nondiff.problems import Supervised
 from nondiff.run.callback import Callback, Measure, Stop
 from nondiff.run.checkpoint import Checkpoint
@@ -133,10 +132,8 @@ class Pipeline:
         """Every module, as it goes on from a state of all."""
         given = []
         for part, own in zip(self._parts, shares(state, self.modules), strict=True):
-            below = self.modules[part.module.number - 1].activations(self.problem.cases) if part.module.number else ()
-            inbox = Inbox(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), below), part.silence)
             started = part._replace(problem=eqx.tree_at(lambda p: p.params, part.problem, None))
-            given.append(Given(started, own, plan(part, own, inbox)))
+            given.append(Given(started, own, plan(part, own)))
         return given
 
     def _problem(self, module: Module) -> Supervised:
@@ -150,7 +147,8 @@ class Pipeline:
 
         params = problem.init(key=jax.random.key(0))
         domain = module.share(complete(problem.domain(params), params))
-        data = (None if module.number else x, answers)
+        sees = module.below is None or module.predicts is not None
+        data = (x if sees else None, answers)
         return Supervised(loss, data, params=share, batch_size=problem.batch_size, domain=domain)
 
 
@@ -167,8 +165,13 @@ def _late(problem: Any) -> LateLoss:
     if isinstance(loss, BatchLoss):
         if not isinstance(loss.model, Decoupled):
             raise ValueError("`Pipeline`: a `Chain` is one module; cut it, `Decoupled(chain, signal=..., like=batch)`.")
-        loss = LateLoss(loss.model.parts, loss.model.places, loss.compare, 0)
+        loss = LateLoss(loss.model.parts, loss.model.places, loss.compare)
     for module in loss.modules:
+        if module.predicts is not None and not module.climb:
+            raise ValueError(
+                f"`Pipeline`: activations would have to come to module `{module.name}` within the step, which has "
+                "predicted inputs to do without. Say how many steps late they may come, `Decoupled(..., late=2)`."
+            )
         if module.source != "nothing" and not module.late:
             raise ValueError(
                 f"`Pipeline`: what `{module.signal!r}` hears at boundary `{module.name}` would have to come within the "

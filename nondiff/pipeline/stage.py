@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from nondiff.core.late import keys_of
-from nondiff.core.module import Handed, Message, Module, Now, cases_of
+from nondiff.core.message import Handed, Mail, Message, Now
+from nondiff.core.module import Module
 from nondiff.core.query import queries
 from nondiff.core.signal import Losses
 from nondiff.core.step import TrainState, keys, own, step
@@ -29,14 +30,6 @@ LOST = "lost"
 """In the row of a step that was not taken, 1."""
 
 
-class Inbox(NamedTuple):
-    """What a module is given at a step."""
-
-    inputs: Any
-    """From below; `()` for the first module, which has them from the data."""
-    message: Message
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModuleLoss:
     """`loss(params, batch, key, memory)` of one module; no closure, so that workers find it by its name."""
@@ -51,23 +44,17 @@ class ModuleLoss:
     def module(self) -> Module:
         return self.modules[self.number]
 
-    def inputs(self, batch: PyTree) -> Any:
-        """Their shape, for a batch like this one."""
-        x, answers = batch
-        return self.modules[self.number - 1].activations(cases_of(answers)) if self.number else x
-
     def memory(self, batch: PyTree) -> dict[str, Any]:
-        """Before the first step. An inbox joins it at every step, and what is handed on."""
-        return {"step": jnp.zeros((), jnp.int32), "then": self.module.memory(self.inputs(batch), batch[1])}
+        """Before the first step. Mail joins it at every step, and what is handed on."""
+        return {"step": jnp.zeros((), jnp.int32), "past": self.module.past(*batch)}
 
     def __call__(
         self, params: Any, batch: PyTree, key: Key[Array, ""], memory: dict[str, Any]
     ) -> tuple[Losses, dict[str, Any]]:
-        (x, answers), inbox = batch, memory["inbox"]
-        inputs = inbox.inputs if self.number else x
-        now = Now(memory["step"], inputs, answers, keys_of(key, len(self.modules))[self.number])
-        losses, handed, then = self.module.learn(params, now, memory["then"], inbox.message, self.compare)
-        return losses, {"step": memory["step"] + 1, "then": then, "handed": handed}
+        x, answers = batch
+        now = Now(memory["step"], x, answers, keys_of(key, len(self.modules))[self.number])
+        losses, handed, past = self.module.learn(params, now, memory["past"], memory["mail"], self.compare)
+        return losses, {"step": memory["step"] + 1, "past": past, "handed": handed}
 
 
 class Parts(NamedTuple):
@@ -82,8 +69,8 @@ class Parts(NamedTuple):
         return self.problem.fn.module  # pyright: ignore[reportFunctionMemberAccess]
 
     @property
-    def silence(self) -> Message:
-        """In the place of a message that has not come."""
+    def silence(self) -> Mail:
+        """In the place of messages that have not come."""
         return self.module.silence(self.problem.cases)
 
 
@@ -96,12 +83,12 @@ class How(NamedTuple):
     """Does the trainer ask about points that are not its parameters? What is handed on is of the parameters."""
 
 
-def plan(parts: Parts, state: TrainState, inbox: Inbox) -> How:
+def plan(parts: Parts, state: TrainState) -> How:
     """What `fit` checks of a whole model, for one module.
 
     **Raises** `ValueError` for what does not fit together, and for a gradient where there is none.
     """
-    told, room = opened(parts.problem, parts.trainer.params(state.trainer), state, inbox)
+    told, room = opened(parts.problem, parts.trainer.params(state.trainer), state, parts.silence)
     name, trainer = parts.module.name, parts.trainer
     try:
         found = preflight(parts.problem, trainer, Vmap(), room, told)
@@ -160,18 +147,18 @@ class Stage:
     def put(self, x: Any) -> Any:
         return x if self._device is None else jax.device_put(x, self._device)
 
-    def step(self, inputs: Any, message: Message | None) -> tuple[Handed, Metrics]:
-        """One step with what came; `None` for what did not."""
-        inbox = self.put(Inbox(() if inputs is None else inputs, self._silence if message is None else message))
-        self.state, handed, metrics = self._advance((self._fixed, inbox, self._how.searches), self.state)
+    def step(self, *came: Message | None) -> tuple[Handed, Metrics]:
+        """One step with what came from below and from above; `None` for what did not."""
+        mail = Mail(*(none if message is None else message for none, message in zip(self._silence, came, strict=True)))
+        self.state, handed, metrics = self._advance((self._fixed, self.put(mail), self._how.searches), self.state)
         return handed, metrics
 
 
-def advance(given: tuple[Parts, Inbox, bool], state: TrainState) -> tuple[TrainState, Handed, Metrics]:
+def advance(given: tuple[Parts, Mail, bool], state: TrainState) -> tuple[TrainState, Handed, Metrics]:
     """One step of one module."""
-    (problem, trainer), inbox, searches = given
+    (problem, trainer), mail, searches = given
     params = trainer.params(state.trainer)
-    told, room = opened(problem, params, state, inbox)
+    told, room = opened(problem, params, state, mail)
     new, metrics = step(problem, trainer, Vmap(), room, told)
     handed = new.problem.memory["handed"]
     if searches:  # what is handed on is of the parameters, not of a point that was tried
@@ -180,10 +167,10 @@ def advance(given: tuple[Parts, Inbox, bool], state: TrainState) -> tuple[TrainS
     return _remembering(new, memory), handed, metrics
 
 
-def opened(problem: Supervised, params: Any, state: TrainState, inbox: Inbox) -> tuple[Any, TrainState]:
+def opened(problem: Supervised, params: Any, state: TrainState, mail: Mail) -> tuple[Any, TrainState]:
     """The batch with what came, and the state with room for what is to be handed on."""
     told = problem.batch(state.problem, key=keys(state)[0])
-    told = told._replace(memory={**told.memory, "inbox": inbox})
+    told = told._replace(memory={**told.memory, "mail": mail})
     shapes = eqx.filter_eval_shape(_handed, problem, params, told, jr.key(0))
     room = {**state.problem.memory, "handed": jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)}
     return told, _remembering(state, room)
