@@ -46,6 +46,11 @@ from .core.step import step as step
 from .core.sync import Sync as Sync
 from .core.through import through as through
 from .core.trainer import AbstractTrainer as AbstractTrainer
+from .core.unroll import Unroll as Unroll
+from .core.unroll import WindowLoss as WindowLoss
+from .core.window import Coming as Coming
+from .core.window import Sequences as Sequences
+from .core.window import Window as Window
 from .estimators import AbstractBaseline as AbstractBaseline
 from .estimators import AbstractFailure as AbstractFailure
 from .estimators import AbstractRelaxation as AbstractRelaxation
@@ -84,6 +89,7 @@ from .evaluators import Vmap as Vmap
 from .pipeline import Actors as Actors
 from .pipeline import Devices as Devices
 from .pipeline import Pipeline as Pipeline
+from .problems import AbstractWindows as AbstractWindows
 from .problems import BlackBox as BlackBox
 from .problems import Gym as Gym
 from .problems import Supervised as Supervised

@@ -175,6 +175,39 @@ def _rows(n: int) -> Any:
     return x, x.sum(1) - 1
 
 
+class _Growing(nd.AbstractWindows):
+    """The sums of two numbers so far, of sequences that grow, through two steps at a time."""
+
+    loss_of: nd.WindowLoss
+
+    def init(self, *, key: Any) -> Any:
+        del key
+        return start()
+
+    def start(self) -> Any:
+        return jnp.int32(3)
+
+    def learned(self, progress: Any, score: Any) -> Any:
+        return jnp.minimum(progress + (score < 1e6), 5)
+
+    def draw(self, progress: Any, *, key: Any) -> nd.Sequences:
+        x = jr.normal(key, (4, 5, 2))
+        counts = jnp.broadcast_to(jnp.arange(5) < progress, (4, 5))
+        return nd.Sequences(x, jnp.cumsum(x, 1).sum(-1), counts.astype(jnp.float32))
+
+    def loss(self, params: Any, batch: Any, *, key: Any) -> Any:
+        return nd.AbstractWindows.loss(self, {"model": params}, batch, key=key)
+
+
+def _error(outputs: Any, answers: Any) -> Any:
+    return (outputs - answers) ** 2
+
+
+def _sums(params: Any, h: Any, x: Any) -> Any:
+    h = h + jnp.tanh(x @ params["b"]["w"])
+    return h, h.sum(-1) + params["a"][0] * x[:, 0] + params["a"][1]
+
+
 PROBLEMS: dict[str, nd.AbstractProblem] = {
     "black_box": nd.BlackBox(lambda p: jnp.sum((p["a"] - 0.5) ** 2) + jnp.sum(jnp.abs(p["b"]["w"])), start()),
     "black_box_numpy": nd.BlackBox(lambda p: float(np.sum(p["a"] ** 2) + np.abs(p["b"]["w"]).sum()), start()),
@@ -197,6 +230,7 @@ PROBLEMS: dict[str, nd.AbstractProblem] = {
         shards=2,
         domain=nd.Real(-5.0, 5.0),
     ),
+    "windows": _Growing(nd.Unroll(_sums, start(), jnp.zeros(3), window=2).loss(_error, _error)),
 }
 
 WITH_ROWS = {"supervised", "supervised_all", "opaque"}

@@ -192,6 +192,18 @@ def test_decoupled(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_decoupled_copy() -> None:
+    """A row for each task, window and signal; each has the runs of truncated backpropagation with its window."""
+    words = "--windows", "2", "3", "--copy-seeds=1", "--copy-updates=60", "--copy-signals", "synthetic"
+    found = bench("decoupled.py", "--parts", "copy", *words)["copy"]
+    cells = [(task, window) for task in ("copy", "repeat-copy") for window in (2, 3)]
+    names = [(*cell, signal) for cell in cells for signal in ("none", "synthetic")]
+    assert [(row["task"], row["window"], row["signal"]) for row in found] == names
+    for truncated, synthetic in zip(found[::2], found[1::2], strict=True):
+        assert synthetic["truncated"] == truncated["truncated"] == truncated["solved"]
+        assert len(synthetic["solved"]) == 1 and synthetic["seconds"] > 0
+
+
 @pytest.mark.slow
 def test_decoupled_pipeline() -> None:
     """A process that is killed changes nothing but the time."""

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 
@@ -136,6 +137,22 @@ def test_step_network_learns(capsys: pytest.CaptureFixture[str], tmp_path: pathl
 def test_decoupled_mlp_learns(capsys: pytest.CaptureFixture[str]) -> None:
     found = run(capsys, "decoupled_mlp", "--epochs", "8", "--depth", "2", "--width", "32", "--learning-rate", "0.003")
     assert found["accuracy"] > 0.7 and found["cosine/hidden1"] > found["cosine/hidden0"] > 0
+
+
+def test_decoupled_rnn_learns_beyond_its_window(capsys: pytest.CaptureFixture[str]) -> None:
+    """Symbols stand where they are to be written; and the future helps, as early as this."""
+    rnn = load("decoupled_rnn")
+    found = rnn.sequences(2, rnn.Config(repeats=2, cases=3), jr.key(0))
+    first, second = found.inputs[:, 0], found.inputs[:, 1]
+    assert np.all(found.inputs[:, 2] == rnn.SYMBOLS) and np.all(found.inputs[:, 3:] == rnn.SYMBOLS + 1)
+    assert np.all(found.weights[:, 3:7] == 1) and found.weights.sum() == 3 * 4
+    np.testing.assert_array_equal(found.answers[:, 3:7], np.stack([first, second] * 2, 1))
+    small = ("--window", "2", "--updates", "5000", "--signal")
+    assert (
+        run(capsys, "decoupled_rnn", *small, "synthetic")["solved"]
+        > 5
+        > run(capsys, "decoupled_rnn", *small, "none")["solved"]
+    )
 
 
 @pytest.mark.usefixtures("compiled_quickly")

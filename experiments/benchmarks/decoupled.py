@@ -2,6 +2,7 @@
 
     python experiments/benchmarks/decoupled.py
     python experiments/benchmarks/decoupled.py --parts pipeline
+    python experiments/benchmarks/decoupled.py --parts copy
     python experiments/benchmarks/decoupled.py --signals synthetic local --depths 2 8 --seeds 2
     python experiments/benchmarks/decoupled.py --json
 
@@ -9,7 +10,8 @@ The network of `experiments/decoupled_mlp.py`: layers of 128 units with layer no
 on, 1,000 unseen, 40 epochs of Adam. Every signal and backpropagation get the same learning rates, and each has the
 row of its best one by mean accuracy. `unconditioned` is a synthetic gradient that does not see the answers, `damped`
 one that least squares fit, `inputs` one beside predicted inputs. Then a pipeline of two processes beside
-backpropagation in one (`decoupled_pipeline.py`); leave the machine alone meanwhile.
+backpropagation in one (`decoupled_pipeline.py`); leave the machine alone meanwhile. Then recurrent networks, with
+synthetic gradients at the ends of windows beside truncated backpropagation (`decoupled_copy.py`); an hour or more.
 """
 
 import dataclasses
@@ -31,6 +33,7 @@ from nondiff.run.versions import versions
 
 mlp: Any = load(Path(__file__).parents[1] / "decoupled_mlp.py", "decoupled_mlp.py")
 pipeline: Any = load(Path(__file__).parent / "decoupled_pipeline.py", "decoupled_pipeline.py")
+copy: Any = load(Path(__file__).parent / "decoupled_copy.py", "decoupled_copy.py")
 SIGNALS: dict[str, dict[str, Any]] = {
     "synthetic": {"signal": "synthetic"},
     "damped": {"signal": "synthetic", "damping": 0.1},
@@ -49,7 +52,7 @@ COLUMNS = ("signal", "depth", "rate", "accuracy", "least", "backprop", "cosine b
 class Options:
     """What can be chosen."""
 
-    parts: tuple[Literal["accuracy", "pipeline"], ...] = ("accuracy", "pipeline")
+    parts: tuple[Literal["accuracy", "pipeline", "copy"], ...] = ("accuracy", "pipeline", "copy")
     """What is measured."""
     signals: tuple[str, ...] = tuple(SIGNALS)
     """Only these, beside backpropagation."""
@@ -65,6 +68,16 @@ class Options:
     """Of images, network and batches in the pipeline's rows, of which the rates are medians."""
     pipeline_steps: int = 600
     """Of every training there."""
+    tasks: tuple[Literal["copy", "repeat-copy"], ...] = ("copy", "repeat-copy")
+    """Of recurrent networks; to write the symbols once, or three times."""
+    copy_signals: tuple[Literal["synthetic", "unconditioned", "local", "none"], ...] = ("synthetic",)
+    """Only these, beside `none`, truncated backpropagation."""
+    windows: tuple[int, ...] = (2, 3, 4, 5)
+    """Steps through which gradients go."""
+    copy_seeds: int = 3
+    """Of network and sequences."""
+    copy_updates: int = 40_000
+    """Of every training there, a window each."""
     json: bool = False
     """The last line is one JSON object with all of it."""
 
@@ -72,8 +85,9 @@ class Options:
         if unknown := set(self.signals) - set(SIGNALS):
             raise SystemExit(f"--signals {' '.join(sorted(unknown))}: expected some of {', '.join(SIGNALS)}.")
         counts = self.seeds, self.epochs, self.pipeline_seeds, self.pipeline_steps, *self.depths
+        counts += self.copy_seeds, self.copy_updates, *self.windows
         if min(counts) < 1 or not self.rates or min(self.rates) <= 0:
-            raise SystemExit("seeds, epochs, steps and --depths: expected at least 1; --rates: above 0.")
+            raise SystemExit("seeds, epochs, steps, --depths and --windows: expected at least 1; --rates: above 0.")
 
 
 def trained(chosen: dict[str, Any], depth: int, rate: float, seed: int, options: Options) -> dict[str, float]:
@@ -128,7 +142,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def main(options: Options) -> None:
-    found: dict[str, list[dict[str, Any]]] = {"rows": [], "pipeline": []}
+    found: dict[str, list[dict[str, Any]]] = {"rows": [], "pipeline": [], "copy": []}
     if "accuracy" in options.parts:
         found["rows"] = list(rows(options))
         print("\n".join(aligned([COLUMNS, *map(cells, found["rows"])], right=range(1, len(COLUMNS)))))
@@ -136,6 +150,11 @@ def main(options: Options) -> None:
         found["pipeline"] = list(pipeline.rows(options.pipeline_seeds, options.pipeline_steps))
         table = [pipeline.COLUMNS, *map(pipeline.cells, found["pipeline"])]
         print("\n".join(aligned(table, right=range(1, len(pipeline.COLUMNS)))))
+    if "copy" in options.parts:
+        found["copy"] = list(
+            copy.rows(options.tasks, options.copy_signals, options.windows, options.copy_seeds, options.copy_updates)
+        )
+        print("\n".join(aligned([copy.COLUMNS, *map(copy.cells, found["copy"])], right=range(2, len(copy.COLUMNS)))))
     if options.json:
         print(json.dumps({**found, "settings": dataclasses.asdict(options), "versions": versions()}))
 

@@ -24,6 +24,7 @@ from nondiff.core.problem import Params
 from nondiff.core.signal import AbstractSignal, Locked, Place, Unlocks
 from nondiff.core.stage import AbstractStage
 from nondiff.core.sync import Sync
+from nondiff.core.tree import shape_of
 from nondiff.core.walk import BatchLoss, Compare, Part, Walk, outputs
 
 
@@ -105,7 +106,7 @@ class Decoupled:
             if isinstance(module, Decoupled) and (module.late or module.inputs is not None or module.sync != Sync()):
                 raise ValueError(f"`Decoupled`: `late`, `inputs` and `sync` belong to the outermost, not to `{name}`.")
         if self.like is not None:
-            object.__setattr__(self, "like", jtu.tree_map(_shape, self.like))  # data would travel with the loss
+            object.__setattr__(self, "like", jtu.tree_map(shape_of, self.like))  # data would travel with the loss
             jax.eval_shape(self.init, jr.key(0))
             if self.remembers:
                 if not jtu.tree_leaves(self.like[1]):
@@ -249,10 +250,6 @@ class _Labels:
         labels = {name: jtu.tree_map(lambda _, name=name: name, leaves) for name, leaves in params.items()}
         own = params["signals"]
         return labels | {"signals": {n: jtu.tree_map(lambda _, n=n: f"signals/{n}", own[n]) for n in own}}
-
-
-def _shape(x: Any) -> jax.ShapeDtypeStruct:
-    return x if isinstance(x, jax.ShapeDtypeStruct) else jax.eval_shape(jnp.asarray, x)
 
 
 def _shown(x: Any) -> str:

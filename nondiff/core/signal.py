@@ -118,7 +118,7 @@ class AbstractSignal(eqx.Module):
     def cross(self, own: Params, h: Array, seen: Seen, above: Above, rest: Rest) -> Losses:
         """`rest(h)`, bit for bit, with the signal as the derivative in `h`, and that of `fit` in `own`."""
         if "gradient" in (self.waits, self.fits):
-            h, tap = _replaced(self, own, h, seen)
+            h, tap = tapped(self, own, h, seen)
             return with_gradient_of(rest(h), tap)
         here = jax.lax.stop_gradient(h)
         return with_gradient_of(rest(here), self.surrogate(own, h, seen, above.source(self.waits, here)))
@@ -134,7 +134,7 @@ def along(gradient: Array, h: Array) -> Losses:
     return jnp.sum((jax.lax.stop_gradient(gradient) * h).reshape(h.shape[0], -1), -1)
 
 
-def _replaced(signal: AbstractSignal, own: Params, h: Array, seen: Seen) -> tuple[Array, Losses]:
+def tapped(signal: AbstractSignal, own: Params, h: Array, seen: Seen) -> tuple[Array, Losses]:
     """`h`, and zeros for the losses: what comes back to them is each case's weight in the total loss, so that what
     comes from above is the gradient of the case's own loss, whether losses are summed or averaged.
     """

@@ -16,6 +16,11 @@ def is_arrayish(x: Any) -> bool:
     return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
 
 
+def shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and type alone."""
+    return x if isinstance(x, jax.ShapeDtypeStruct) else jax.eval_shape(jnp.asarray, x)
+
+
 def is_none(x: Any) -> bool:
     """For `is_leaf`: visit the leaves that belong to somebody else, too."""
     return x is None

@@ -17,7 +17,7 @@ def width_of(owner: str, place: Place) -> int:
     if not leaves:
         raise ValueError(
             f"`{owner}` behind `{place.name}`: there are no answers to look at. Give them, `Decoupled(like="
-            "(inputs, answers))`, or let it do without: `conditioned=False`."
+            "(inputs, answers))` or `Unroll(ahead=...)`, or let it do without: `conditioned=False`."
         )
     return sum(math.prod(x.shape[1:]) * (1 if _is_float(x) else symbols(owner, place)) for x in leaves)
 
