@@ -1,6 +1,7 @@
 """Sequences, a window of steps at a time: truncated backpropagation through time, and a curriculum if wanted."""
 
 import abc
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -36,6 +37,11 @@ class Told(NamedTuple):
 
     window: Window
     state: Array
+
+
+@functools.partial(jax.jit, static_argnums=0)  # for `Host`: steps one by one would be compiled at every call
+def _loss(loss_of: WindowLoss, *told: Any) -> tuple[Array, tuple[Array, Array]]:
+    return loss_of(*told)
 
 
 class AbstractWindows(AbstractProblem):
@@ -80,8 +86,7 @@ class AbstractWindows(AbstractProblem):
         return Told(self.loss_of.unroll.cut(state.sequences, state.at), state.state)
 
     def loss(self, params: Params, batch: Batch, *, key: Key[Array, ""]) -> tuple[Array, tuple[Array, Array]]:
-        window, state = jtu.tree_map(jnp.asarray, batch)  # `Host` hands NumPy's arrays over
-        return self.loss_of(params, window, key, state)
+        return _loss(self.loss_of, params, batch.window, key, batch.state)
 
     def absorb(self, state: Carried, aux: Any, batch: Batch) -> Carried:
         end, score = jtu.tree_map(lambda x: x[0], aux)
