@@ -19,7 +19,8 @@ from jaxtyping import Array
 from nondiff.core.estimator import with_gradient_of
 from nondiff.core.inputs import AbstractInputs
 from nondiff.core.message import Handed, Mail, Message, Now, Past, Then, cases_of, repeated, ring, turned, with_cases
-from nondiff.core.signal import AbstractSignal, Losses, Place, Seen, Source, along
+from nondiff.core.passed import passed
+from nondiff.core.signal import AbstractSignal, Losses, Place, Seen, Source
 from nondiff.core.sync import Sync
 from nondiff.core.walk import Compare, Part, Walk, outputs
 
@@ -119,14 +120,14 @@ class Module:
         """A number per case, whose derivatives are what the module learns: the losses for the last one, what the
         signal's own leaves minimise for the others. What it hands on, and what it remembers now.
         """
-        fixed = jax.lax.stop_gradient(params)
-        entered = self.inputs(fixed, now.x, mail.below.content)
+        entered = jax.lax.stop_gradient(self.inputs(params, now.x, mail.below.content))
         missed, x = self._missed(params, now, past.x, mail.below)
         if self.signal is None or self.place is None:
             losses, handed = self._last(params, now, entered, compare)
             return with_gradient_of(losses, missed), handed, Past((), x)
         signal, place, own, message = self.signal, self.place, params["signals"][self.name], mail.above
-        here = self.up(fixed, entered)
+        sends = "gradient" in self.sends
+        here, back = passed(self.up, params, entered, sends)
         new = Then(entered if self.replays else here, now.answers, now.key)
         then, rings = turned(past.then, new, now.step, message.about)
         arrived = _arrived(message, now, self.age) | (self.source == "nothing")
@@ -134,21 +135,18 @@ class Module:
         def seen(batch: Now | Then) -> Seen:
             return Seen(place, batch.answers, compare, batch.key)
 
-        inputs, used = (then.at, then) if self.replays else (entered, now)
-        h = self.up(fixed, inputs)
-        gradient = jax.lax.stop_gradient(signal.gradient(own, h, seen(used), message.content))
+        h, back = passed(self.up, params, then.at, sends) if self.replays else (here, back)
+        gradient = signal.gradient(own, h, seen(then if self.replays else now), message.content)
+        gradient = jax.lax.stop_gradient(gradient)
         if self.sync.waits:
             gradient = jnp.where(self.sync.is_true(now.step), message.content, gradient)
         if self.replays:
             gradient = jnp.where(arrived, gradient, 0.0)
         fit = signal.fit(own, h if self.replays else then.at, seen(then), message.content)
         fit = jnp.where(arrived, fit, 0.0)
-        learned = fit + missed + along(gradient, self.up(params, inputs))
-        down = ()
-        if "gradient" in self.sends:
-            (down,) = jax.vjp(lambda x: self.up(fixed, x), inputs)[1](gradient)
+        learned, down = back(gradient)
         handed = self._handed(now, here, down, (), message.about if self.replays else now.step)
-        return with_gradient_of(jax.lax.stop_gradient(fit), learned), handed, Past(rings, x)
+        return with_gradient_of(jax.lax.stop_gradient(fit), learned + fit + missed), handed, Past(rings, x)
 
     def inputs(self, params: Any, x: Any, below: Any) -> Any:
         """What its stages are given, by what has come from below."""
@@ -167,14 +165,14 @@ class Module:
         return jnp.where(_arrived(below, now, self.climb), missed, 0.0), ring
 
     def _last(self, params: Any, now: Now, entered: Any, compare: Compare) -> tuple[Losses, Handed]:
-        losses = Walk(self.parts, params["stages"], now.answers, compare).losses(entered, now.key)
-        walk = Walk(self.parts, jax.lax.stop_gradient(params["stages"]), now.answers, compare)
-        down, error = (), ()
-        if "gradient" in self.sends:
-            down = jax.grad(lambda h: jnp.sum(walk.losses(h, now.key)))(entered)
-        if "error" in self.sends:
-            error = walk.error(entered, 0)
-        return losses, self._handed(now, (), down, error, now.step)
+        def walked(params: Any, h: Any) -> Losses:
+            return Walk(self.parts, params["stages"], now.answers, compare).losses(h, now.key)
+
+        losses, back = passed(walked, params, entered, "gradient" in self.sends)
+        learned, down = back(jnp.ones_like(losses))
+        walk = Walk(self.parts, params["stages"], now.answers, compare)
+        error = walk.error(entered, 0) if "error" in self.sends else ()
+        return with_gradient_of(losses, learned), self._handed(now, (), down, error, now.step)
 
     def _handed(self, now: Now, up: Any, down: Any, error: Any, about: Array) -> Handed:
         sent = self.sync.sent(now.step, now.step)
