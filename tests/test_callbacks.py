@@ -42,7 +42,7 @@ def moment(step: int, row: dict[str, Any] | None = None, **others: Any) -> Momen
     got = {} if row is None else {"step": step, **row}
     values = {"start": 0, "resumed": False, "steps": 1000, "log_every": 1, "seconds": float(step)}
     values |= {"logged": row is not None, **others}
-    return Moment(step=step, row=got, state=STATE, problem=PROBLEM, trainer=HALVING, memory=dict, **values)
+    return Moment(step=step, row=got, read=lambda: STATE, problem=PROBLEM, trainer=HALVING, memory=dict, **values)
 
 
 def told(callback: AbstractCallback, rows: dict[int, dict[str, float]], start: int = 0) -> tuple[int, str] | None:
@@ -295,7 +295,9 @@ def test_the_second_measurement_compiles_nothing() -> None:
     problem, same_shapes = (nd.Supervised(line, (x, x), params=jnp.zeros(2)) for x in (ASIDE[:5], ASIDE[2:]))
     held_out, other = HeldOut(problem, every=1), HeldOut(same_shapes, every=1)
     states = [fit(TRAIN, ADAM, steps=i, key=KEY, log_every=1).state for i in (1, 2)]
-    moments = [dataclasses.replace(moment(i, {}), state=states[i - 1], problem=TRAIN, trainer=ADAM) for i in (1, 2)]
+    moments = [
+        dataclasses.replace(moment(i, {}), read=lambda i=i: states[i - 1], problem=TRAIN, trainer=ADAM) for i in (1, 2)
+    ]
     first = held_out(moments[0])["held_out/loss"]
     with count_compilations() as compiled:
         second = held_out(moments[1])["held_out/loss"]

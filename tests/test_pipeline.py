@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -23,7 +24,8 @@ from test_decoupled import CASES, LATE, chain, compare, layer, model_of
 import nondiff as nd
 from nondiff.distributed.cluster import connect
 from nondiff.launch.main import main
-from nondiff.pipeline import actors, devices
+from nondiff.pipeline import actors, devices, places
+from nondiff.pipeline.stage import Inbox, advance
 from nondiff.testing import count_compilations
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -56,8 +58,9 @@ def parts(name: str) -> tuple[nd.Supervised, nd.Backprop]:
     return problem, nd.Backprop(model.optimizer(optax.adam(0.01)))
 
 
-def piped(name: str, place: Any = None, steps: int = STEPS, **kwargs: Any) -> nd.Result:
-    return nd.Pipeline(*parts(name), place, **kwargs).fit(steps=steps, key=jr.key(3), log_every=4)
+def piped(name: str, place: Any = None, steps: int = STEPS, callbacks: Any = (), **kwargs: Any) -> nd.Result:
+    pipeline = nd.Pipeline(*parts(name), place, **kwargs)
+    return pipeline.fit(steps=steps, key=jr.key(3), log_every=4, callbacks=callbacks)
 
 
 @functools.cache
@@ -173,6 +176,39 @@ def test_a_killed_module_starts_from_its_checkpoint_and_nobody_else_does(
     assert [len(pids) for pids in watched.pids] == [1 + (i == victim) for i in range(3)]
 
 
+def test_states_are_fetched_when_somebody_looks_at_them(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched, fetch = [0], actors._Session.fetch
+
+    def counted(session: Any, ref: Any) -> Any:
+        fetched[0] += 1
+        return fetch(session, ref)
+
+    monkeypatch.setattr(actors._Session, "fetch", counted)
+    seen: list[nd.Moment] = []
+    piped("local", nd.Actors(checkpoint_every=2), callbacks=[seen.append])
+    assert len(seen) == 3 and fetched[0] == 3  # at the end, of each module
+    with pytest.raises(RuntimeError, match="gone on from step 4 to 11"):
+        print(seen[0].state)
+    piped("local", nd.Actors(), callbacks=[lambda moment: seen.append(moment.params)])
+    assert fetched[0] == 3 + 3 * 3
+
+
+def test_what_is_lost_with_a_machine_comes_again(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.exceptions import ObjectLostError
+
+    def lost(ref: Any) -> Any:
+        raise ObjectLostError(ref.hex(), None, "")
+
+    session = nd.Actors().open(given("local"))
+    ref = session.state(0)
+    session.fetch(ref)
+    with monkeypatch.context() as patched, pytest.raises(places.Died):
+        patched.setattr(ray, "get", lost)
+        session.fetch(ref)
+    session.close()
+
+
 def test_what_dies_again_and_again_ends_the_run(cluster: None) -> None:
     def fatal(p: Any, x: Any) -> Any:
         shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
@@ -204,6 +240,48 @@ def test_errors_of_far_modules_are_told_and_nothing_that_was_kept_is_lost(cluste
 def _late_nan() -> nd.Backprop:
     """Its sixth step is not finite."""
     return nd.Backprop(optax.chain(optax.sgd(0.1), optax.scale_by_schedule(lambda n: jnp.where(n == 5, jnp.nan, 1.0))))
+
+
+def normal(inputs: int, width: int) -> nd.Layer:
+    """With statistics, whose derivative is another program: XLA does not see that two passes are the same."""
+    dense = nd.Dense(inputs, width)
+
+    def apply(params: Any, x: Any) -> Any:
+        z = dense(params, x)
+        return jax.nn.relu((z - z.mean(-1, keepdims=True)) / jnp.sqrt(z.var(-1, keepdims=True) + 1e-5))
+
+    return nd.Layer(apply, lambda key: dense.init(key=key))
+
+
+@pytest.mark.parametrize(("signal", "expected"), [("local", [11, 8]), ("synthetic", [11, 9])])
+def test_a_module_goes_forward_and_back_once(signal: str, expected: list[int]) -> None:
+    """Products of matrices in a step of three layers: 3 forward, 2 back and 3 for parameters; 3 more of what the signal
+    makes, 1 more for the gradient that is sent down.
+    """
+    sizes = [20, 64, 64, 64, 64, 64]
+    stages = {f"h{i}": normal(*sizes[i : i + 2]) for i in range(5)}
+    data = jr.normal(jr.key(0), (64, 20)), jr.randint(jr.key(1), (64,), 0, 16)
+    of, late = {"local": (nd.LocalLoss(), 0), "synthetic": (nd.SyntheticGradient(), 2)}[signal]
+    model = nd.Decoupled(nd.Chain({**stages, "read": nd.Dense(64, 16)}), signal={"h2": of}, like=data, late=late)
+    problem = nd.Supervised(model.loss(compare), data, params=model.init)
+    found = []
+    for parts_, state, _ in started_by(nd.Pipeline(problem, nd.Backprop(optax.sgd(0.1)))):
+        inputs = jnp.zeros((64, 64)) if parts_.module.number else ()
+        box = (parts_, Inbox(inputs, parts_.silence), False)
+        arrays, rest = eqx.partition(box, eqx.is_array)
+        step = jax.jit(lambda arrays, state, rest=rest: advance(eqx.combine(arrays, rest), state))
+        found.append(str(step.lower(arrays, state).compile().as_text()).count(" dot("))
+    assert found == expected
+
+
+def test_shards_of_the_data() -> None:
+    model = model_of(nd.LocalLoss())
+    problem = nd.Supervised(model.loss(compare), DATA, params=model.init, batch_size=CASES, shards=2)
+    trainer = nd.Backprop(optax.sgd(0.1))
+    one = nd.fit(problem, trainer, steps=STEPS, key=jr.key(3))
+    found = nd.Pipeline(problem, trainer).fit(steps=STEPS, key=jr.key(3))
+    for a, b in zip(jtu.tree_leaves(found.params), jtu.tree_leaves(one.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_a_run_goes_on_with_the_messages_that_were_on_their_way(tmp_path: pathlib.Path) -> None:

@@ -11,13 +11,12 @@ import logging
 import os
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from nondiff.core.checks import check_count, check_number
 from nondiff.core.module import Message
-from nondiff.core.step import TrainState
 from nondiff.core.tree import on_host
 from nondiff.distributed.cluster import connect, is_own
 from nondiff.distributed.pool import environment, options_of, settings
@@ -36,7 +35,8 @@ class Actors(AbstractPlace):
     **Arguments:**
 
     - `checkpoint_every`: steps between two states of all modules that are kept, 1 or more (default 25). A module that
-      is lost takes at most so many steps, and those under way, once more; what they need is kept as long.
+      is lost takes at most twice so many steps, and those under way, once more; what they need is kept as long. States
+      are kept in Ray's store: they outlive their process, and its machine as soon as this one has a copy.
     - `tries`: how often one module may be lost in a run (default 3).
     - `pin`: give each process a core of its own, on this machine (default False).
     - `delay`: seconds added to the way of every message, at least 0 (default 0): what a slow network would do.
@@ -88,7 +88,7 @@ class _Session(AbstractSession):
 
             self._check_room(len(given))
             self._parts = [ray.put((packed(one.parts), one.how)) for one in given]
-            self._kept = [_packed(one.state) for one in given]
+            self._kept = [ray.put(_packed(one.state)) for one in given]
             self._actors = [self._started(i) for i in range(len(given))]
             self._wire = self._new_wire()
         except BaseException:
@@ -155,23 +155,33 @@ class _Session(AbstractSession):
         import ray
 
         found = self._got(ref) if isinstance(ref, ray.ObjectRef) else ref
-        return attach(*found) if _is_packed(found) else at_home(found)
+        return at_home(attach(*found) if isinstance(found, _Packed) else found)
 
     def _got(self, ref: Any) -> Any:
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
+        lost = RayActorError, ObjectLostError
         try:
             return ray.get(ref)
-        except RayActorError as error:
+        except lost as error:
             raise Died(str(error)) from None
         except RayTaskError as error:
-            if isinstance(error.cause, RayActorError):
+            if isinstance(error.cause, lost):
                 raise Died(str(error)) from None
             raise RuntimeError(f"`Pipeline`: a module failed: {error.cause}") from None
 
-    def keep(self, states: Sequence[TrainState]) -> None:
-        self._kept = [_packed(state) for state in states]
+    def arrived(self, states: Sequence[Any], *, wait: bool) -> bool:
+        import ray
+
+        refs = list(states)
+        if len(ray.wait(refs, num_returns=len(refs), timeout=None if wait else 0)[0]) < len(refs):
+            return False
+        self._got(refs)  # was it lost? It is in this machine's store now, and nothing is copied
+        return True
+
+    def keep(self, states: Sequence[Any]) -> None:
+        self._kept = list(states)
 
     def revive(self) -> list[int]:
         import ray
@@ -244,9 +254,13 @@ class _Wire:
         return x
 
 
-def _packed(tree: Any) -> Any:
-    return packed(at_home(tree))
+class _Packed(NamedTuple):
+    """A tree as it is sent."""
+
+    pickled: bytes
+    held: tuple[Any, ...]
+    arrays: tuple[Any, ...]
 
 
-def _is_packed(x: Any) -> bool:
-    return isinstance(x, tuple) and len(x) == 3 and isinstance(x[0], bytes)
+def _packed(tree: Any) -> _Packed:
+    return _Packed(*packed(tree))

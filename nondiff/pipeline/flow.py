@@ -1,7 +1,7 @@
 """What goes between the modules of a pipeline: activations up, messages down, in the order of the steps."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -74,15 +74,17 @@ class Flow(AbstractStepper):
         self._silences = [at_home(module.silence(problem.cases)) for module in modules]
         self.queue, self.waits, self.keep_every = queue, waits, keep_every
         self.evaluations = 0
-        self._kept = self._last = state
-        """What lost modules start from, and the newest state of all."""
-        self._settled = self._next = int(state.step)
-        """Steps that all modules have done, and steps that they were given."""
+        self._last = state
+        """The newest state of all that was fetched."""
+        self._settled = self._next = self._kept = int(state.step)
+        """Steps that all modules have done, steps that they were given, and those of what lost modules start from."""
+        self._home: list[Any] = []
+        """References to that."""
         self._out: list[dict[int, Out]] = [{} for _ in modules]
         self._lines = [self._lines_of(module, state) for module in modules]
         """Messages to each module, from below and from above."""
         self._saving: dict[int, list[Any]] = {}
-        """States after these steps, which are on their way."""
+        """References to the states after these steps, which are on their way."""
         self._tries = 0
         """To go on after something was lost, since a step was done."""
         self._row: Row = {}
@@ -103,20 +105,35 @@ class Flow(AbstractStepper):
 
     @property
     def state(self) -> TrainState:
-        while int(self._last.step) != self._settled and not self._broken:
+        while int(self._last.step) != self.done:
+            refs = self._home if self._broken else [self.session.state(i) for i in range(len(self.modules))]
             try:
-                states = [self.session.fetch(self.session.state(i)) for i in range(len(self.modules))]
-                self._last = self._whole(states, self._settled)
+                self._last = self._whole([self.session.fetch(ref) for ref in refs], self.done)
             except Died:
-                self._revive()
+                if self._broken:
+                    self._kept = int(self._last.step)
+                else:
+                    self._revive()
             except BaseException:
-                self._broken = True
+                self._broken, self._kept = True, int(self._last.step)
                 raise
         return self._last
 
+    def reader(self) -> Callable[[], TrainState]:
+        step = self.done
+
+        def read() -> TrainState:
+            if self.done != step:
+                raise RuntimeError(
+                    f"`Moment.state`: the modules have gone on from step {step} to {self.done}. Read it when called."
+                )
+            return self.state
+
+        return read
+
     @property
     def done(self) -> int:
-        return int(self._last.step) if self._broken else self._settled
+        return max(self._kept, int(self._last.step)) if self._broken else self._settled
 
     def ended(self) -> str | None:
         for name, trainer in self.parts[1].trainers.items():
@@ -139,6 +156,8 @@ class Flow(AbstractStepper):
                     self._saving[self._next] = [self.session.state(i) for i in range(len(self.modules))]
             while self._settled < self._next:
                 self._settle()
+            if not self.keep_every:
+                self._last = self.state
         except BaseException:
             self._broken = True  # steps under way are lost
             raise
@@ -149,10 +168,9 @@ class Flow(AbstractStepper):
 
     def _submit(self, i: int, n: int) -> None:
         below, above = self._lines[i]
-        if i:
-            below.send(n, self._out[i - 1][n].up)
-        out = self.session.submit(i, below.heard(n), above.heard(n))
-        self._out[i][n] = out
+        self._out[i][n] = out = self.session.submit(i, below.heard(n), above.heard(n))
+        if i + 1 < len(self.modules):
+            self._lines[i + 1][0].send(n, out.up)
         if i and self.modules[i - 1].source == "gradient":
             self._lines[i - 1][1].send(n, out.down)
         if i == len(self.modules) - 1:
@@ -165,10 +183,7 @@ class Flow(AbstractStepper):
         n = self._settled
         try:
             rows = [self.session.row(out[n]) for out in self._out]
-            if n + 1 in self._saving:
-                states = [self.session.fetch(ref) for ref in self._saving.pop(n + 1)]
-                self._kept = self._last = self._whole(states, n + 1)
-                self.session.keep(states)
+            self._keep(n + 1)
         except Died:
             self._revive()
             return
@@ -176,15 +191,24 @@ class Flow(AbstractStepper):
         self._note(rows)
         self._forget()
 
+    def _keep(self, settled: int) -> None:
+        """The newest states that have come; one is on its way, and for those before it we wait."""
+        due = sorted(n for n in self._saving if n <= settled)
+        for n in due:
+            if self.session.arrived(self._saving[n], wait=n != due[-1]):
+                self._kept, self._home = n, self._saving.pop(n)
+                self.session.keep(self._home)
+
     def _note(self, rows: list[Row]) -> None:
         for module, row in zip(self.modules, rows, strict=True):
             if row[LOST]:
+                self._broken = True
                 raise NonFiniteError(
                     f"step {self._settled}: module `{module.name}` has no finite loss and gradient, or they lead to "
                     "parameters that are not finite. `error.state` is the last good one that was kept. Is a rate too "
                     "large, or the start outside of what the loss allows?",
                     step=self._settled,
-                    state=self._last,
+                    state=self.state,
                 )
         self.evaluations += int(sum(row["evaluations"] for row in rows))
         own = {k: v for k, v in rows[-1].items() if k != LOST}
@@ -194,7 +218,7 @@ class Flow(AbstractStepper):
 
     def _forget(self) -> None:
         """What no module needs again, were it started from what was kept."""
-        oldest = int(self._kept.step) if self.keep_every else self._settled
+        oldest = self._kept if self.keep_every else self._settled
         for out, lines in zip(self._out, self._lines, strict=True):
             for n in [n for n in out if n < oldest]:
                 del out[n]
@@ -213,7 +237,7 @@ class Flow(AbstractStepper):
         if self._tries > MOST:
             raise RuntimeError(f"`Pipeline`: after step {self._settled} it does not go on, tried {MOST} times.")
         for i in self.session.revive():
-            first[i] = int(self._kept.step)
+            first[i] = self._kept
         self._saving.clear()
         for n in range(min(first), self._next):
             for i in range(len(self.modules)):

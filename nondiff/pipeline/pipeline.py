@@ -148,8 +148,8 @@ class Pipeline:
         params = problem.init(key=jax.random.key(0))
         domain = module.share(complete(problem.domain(params), params))
         sees = module.below is None or module.predicts is not None
-        data = (x if sees else None, answers)
-        return Supervised(loss, data, params=share, batch_size=problem.batch_size, domain=domain)
+        sizes = {"batch_size": problem.batch_size, "shards": problem.shards}
+        return Supervised(loss, (x if sees else None, answers), params=share, domain=domain, **sizes)
 
 
 def _late(problem: Any) -> LateLoss:

@@ -53,8 +53,13 @@ class AbstractSession(abc.ABC):
     def fetch(self, ref: Any) -> Any:
         """What it refers to, on the host; waits. **Raises** `Died`."""
 
-    def keep(self, states: Sequence[TrainState]) -> None:
-        """What a lost module starts from."""
+    def arrived(self, states: Sequence[Any], *, wait: bool) -> bool:
+        """Are references to states safe from the loss of a module? **Raises** `Died`."""
+        del states, wait
+        return True
+
+    def keep(self, states: Sequence[Any]) -> None:
+        """References to what lost modules start from."""
         del states
 
     def revive(self) -> list[int]:

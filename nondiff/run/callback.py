@@ -12,6 +12,7 @@ its own.
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,14 +44,21 @@ class Moment:
     """The newest row of the log: numbers on the host, `step` among them. Empty before the first."""
     logged: bool
     """Is the row of this moment?"""
-    state: TrainState
-    """On the device. The next step may overwrite it: copy what you keep."""
+    read: Callable[[], TrainState]
+    """Gets the state, from wherever it is."""
     problem: AbstractProblem
     trainer: AbstractTrainer
     memory: Callable[[], dict[str, Any]]
     """What batches and callbacks would need to go on from here (`get_state` of each that has one)."""
     chunks: tuple[int, ...] = ()
     """How many members of each query exist at once; another number may change the last bits."""
+
+    @functools.cached_property
+    def state(self) -> TrainState:
+        """On the device, or, of a pipeline, fetched from its modules when it is asked for. The next step may overwrite
+        it: copy what you keep.
+        """
+        return self.read()
 
     @property
     def params(self) -> Params:

@@ -218,7 +218,7 @@ class _Run:
         except BaseException as error:
             self._give_state(error)
             raise
-        signals.raise_noted(f"stopped after step {self.stepper.done}, the last", self.stepper.state)
+        signals.raise_noted(f"stopped after step {self.stepper.done}, the last", lambda: self.stepper.state)
         return reason
 
     def _give_state(self, error: BaseException) -> None:
@@ -241,7 +241,7 @@ class _Run:
             reason = self._pause(row_due, reason)
             if reason is not None:
                 return reason
-            signals.raise_noted(f"stopped after step {done}", self.stepper.state)
+            signals.raise_noted(f"stopped after step {done}", lambda: self.stepper.state)
         late = self.start > self.steps
         return f"all {self.steps} steps done" + (f" before: the state is at step {self.start}" if late else "")
 
@@ -264,4 +264,4 @@ class _Run:
         where = (self.stepper.done, self.start, self.resumed, self.steps, self.log_every, self.seconds())
         memory = self.hooks.memory(self.stepper.source, self.stepper.done, self.steps)
         chunks = self.stepper.chunks
-        return Moment(*where, row, logged, self.stepper.state, problem, trainer, memory, chunks)
+        return Moment(*where, row, logged, self.stepper.reader(), problem, trainer, memory, chunks)

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler, a terminal that closes
@@ -20,11 +21,11 @@ class delayed_signals:
             self.old = {number: signal.signal(number, self._note) for number in SIGNALS if heard(number)}
         return self
 
-    def raise_noted(self, text: str, state: Any) -> None:
+    def raise_noted(self, text: str, state: Callable[[], Any]) -> None:
         """**Raises** `KeyboardInterrupt` or `SystemExit`, with the state, if a signal came."""
         if self.noted is not None:
             error = as_exception(self.noted, text)
-            error.state = state  # pyright: ignore[reportAttributeAccessIssue]
+            error.state = state()  # pyright: ignore[reportAttributeAccessIssue]
             raise error
 
     def _note(self, number: int, frame: Any) -> None:

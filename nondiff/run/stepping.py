@@ -7,6 +7,7 @@ Metrics stay on the device until `fetch`, which reads all of them in one transfe
 
 import abc
 import time
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -48,6 +49,11 @@ class AbstractStepper(abc.ABC):
     @abc.abstractmethod
     def state(self) -> TrainState:
         """The last good one."""
+
+    def reader(self) -> Callable[[], TrainState]:
+        """For whoever may want the state of now before the next step."""
+        state = self.state
+        return lambda: state
 
     @property
     @abc.abstractmethod
