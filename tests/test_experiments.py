@@ -139,20 +139,22 @@ def test_decoupled_mlp_learns(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["accuracy"] > 0.7 and found["cosine/hidden1"] > found["cosine/hidden0"] > 0
 
 
-def test_decoupled_rnn_learns_beyond_its_window(capsys: pytest.CaptureFixture[str]) -> None:
-    """Symbols stand where they are to be written; and the future helps, as early as this."""
+def test_symbols_to_copy_stand_where_they_are_to_be_written() -> None:
     rnn = load("decoupled_rnn")
     found = rnn.sequences(2, rnn.Config(repeats=2, cases=3), jr.key(0))
     first, second = found.inputs[:, 0], found.inputs[:, 1]
     assert np.all(found.inputs[:, 2] == rnn.SYMBOLS) and np.all(found.inputs[:, 3:] == rnn.SYMBOLS + 1)
     assert np.all(found.weights[:, 3:7] == 1) and found.weights.sum() == 3 * 4
     np.testing.assert_array_equal(found.answers[:, 3:7], np.stack([first, second] * 2, 1))
-    small = ("--window", "2", "--updates", "5000", "--signal")
-    assert (
-        run(capsys, "decoupled_rnn", *small, "synthetic")["solved"]
-        > 5
-        > run(capsys, "decoupled_rnn", *small, "none")["solved"]
-    )
+
+
+@pytest.mark.slow
+def test_decoupled_rnn_learns_beyond_its_window(capsys: pytest.CaptureFixture[str]) -> None:
+    """Sequences grow beyond what truncated backpropagation learns, a fifth of the way already."""
+    solved = {
+        s: run(capsys, "decoupled_rnn", "--updates", "8000", "--signal", s)["solved"] for s in ("synthetic", "none")
+    }
+    assert solved["synthetic"] > 5 > solved["none"]
 
 
 @pytest.mark.usefixtures("compiled_quickly")
