@@ -166,12 +166,11 @@ class Watched:
             pids.add(ray.get(actor.ready.remote()))
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize(("victim", "name"), [(0, "synthetic"), (1, "delayed"), (2, "feedback"), (0, "forward")])
 def test_a_killed_module_starts_from_its_checkpoint_and_nobody_else_does(
-    cluster: None, monkeypatch: pytest.MonkeyPatch, victim: int
+    cluster: None, monkeypatch: pytest.MonkeyPatch, victim: int, name: str
 ) -> None:
     watched = Watched(monkeypatch, at=7, victim=victim)
-    name = ["synthetic", "delayed", "feedback"][victim]
     assert_same(piped(name, nd.Actors(checkpoint_every=3)), alone(name))
     assert [len(pids) for pids in watched.pids] == [1 + (i == victim) for i in range(3)]
 

@@ -37,8 +37,8 @@ class Decoupled:
     - `modules`: a `Chain`, of which each stage is a module, or name to module: a stage, a `Chain`, or a `Decoupled`
       with boundaries of its own.
     - `signal`: what comes back over the boundaries between modules: `SyntheticGradient()`, `LocalLoss()`,
-      `FeedbackAlignment()`, `ForwardGradient()`, `Locked()`; or module to signal, of the boundary behind it. Then there
-      is none behind the others.
+      `FeedbackAlignment()`, `ForwardGradient()`, `Delayed()`, `Locked()`; or module to signal, of the boundary behind
+      it. Then there is none behind the others.
     - `like`: a batch `(inputs, answers)`, or shapes and types of one, by which signals know what they are about. Only a
       module of another `Decoupled` needs none.
     - `late`: how many steps late everything arrives that comes from above, 0 or more (default 0): what modules in
@@ -50,7 +50,7 @@ class Decoupled:
       never.
 
     Used like a `Chain`: `decoupled(params, x)`, `decoupled.loss(compare)` and `decoupled.init`, which makes
-    `{"stages": {module: ...}, "signals": {boundary: ...}}`. The loss is the true one, bit for bit. Its derivative in a
+    `{"stages": {module: ...}, "signals": {boundary: ...}}`, and `"inputs"` of modules that predict theirs. The loss is the true one, bit for bit. Its derivative in a
     module is what the signal at the module's end says, and in a signal's own leaves what fits them; so any trainer
     takes it, and another trainer may own a module (`Split`). No gradient is asked of a module without derivative
     that stands between local signals.

@@ -159,7 +159,10 @@ class Unroll:
         """
         if self.signal is None:
             return model
-        whose = {"model": model, "signal": self.signal.optimizer(signal or model)}
+        whose: dict[Any, optax.GradientTransformation] = {
+            "model": model,
+            "signal": self.signal.optimizer(signal or model),
+        }
         if self.auxiliary:
             whose["predict"] = model
         return optax.partition(whose, {name: name for name in whose})

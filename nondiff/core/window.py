@@ -68,7 +68,8 @@ def cut(sequences: Sequences, at: Int[Array, ""], window: int, ahead: int) -> Wi
 
     end, steps = at + window, sequences.weights.shape[1]
     last = ~jnp.any((sequences.weights != 0) & (jnp.arange(steps) >= end))
-    return Window(*some(long, at, window), coming(at), coming(end), at == 0, last)
+    inputs, answers, weights = some(long, at, window)
+    return Window(inputs, answers, weights, coming(at), coming(end), at == 0, last)
 
 
 def _counted(x: Array, weights: Float[Array, "cases ahead"]) -> Array:
