@@ -50,10 +50,10 @@ class Decoupled:
       never.
 
     Used like a `Chain`: `decoupled(params, x)`, `decoupled.loss(compare)` and `decoupled.init`, which makes
-    `{"stages": {module: ...}, "signals": {boundary: ...}}`, and `"inputs"` of modules that predict theirs. The loss is the true one, bit for bit. Its derivative in a
-    module is what the signal at the module's end says, and in a signal's own leaves what fits them; so any trainer
-    takes it, and another trainer may own a module (`Split`). No gradient is asked of a module without derivative
-    that stands between local signals.
+    `{"stages": {module: ...}, "signals": {boundary: ...}}`, and `"inputs": {module: ...}` where they are predicted. The
+    loss is the true one, bit for bit. Its derivative in a module is what the signal at the module's end says, and in a
+    signal's own leaves what fits them; so any trainer takes it, and another trainer may own a module (`Split`). No
+    gradient is asked of a module without derivative that stands between local signals.
 
     **Raises** `ValueError` for shapes that do not fit, with the names of both stages; a signal for a module that is
     none or the last one; a signal that needs answers where there are none.
