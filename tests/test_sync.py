@@ -153,6 +153,32 @@ def test_some_steps_are_those_of_backpropagation() -> None:
         params = after
 
 
+@pytest.mark.parametrize("signal", [nd.SyntheticGradient(), nd.SyntheticGradient(mix=0.5), nd.Locked()])
+def test_at_such_a_step_all_send(signal: nd.AbstractSignal) -> None:
+    """Also when their turn would be another one."""
+    model = model_of(signal, sync=nd.Sync(every=2, true=3))
+    params = started(model)
+    (_, before), *_, (batch, after) = [(None, params), *trajectory(model, params, 4)][-2:]
+    bare = {**before, "signals": {"h0": (), "h1": ()}}
+    slopes = jax.grad(lambda p: jnp.mean(model_of(nd.Locked()).loss(compare)(p, batch, jr.key(0))))(bare)["stages"]
+    assert_close(after["stages"], jtu.tree_map(lambda p, g: p - RATE * g, before["stages"], slopes))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"late": 2}, {"inputs": INPUTS}, {"sync": nd.Sync(every=2)}])
+def test_activations_may_be_of_half_precision(kwargs: Any) -> None:
+    """Predictions are made in single precision."""
+    stages = {
+        "h0": nd.Layer(lambda p, x: (x @ p).astype(jnp.bfloat16), jnp.ones((5, 4)) / 5),
+        "h1": nd.Layer(lambda p, x: (x @ p).astype(jnp.bfloat16), jnp.ones((4, 4)) / 4),
+        "read": nd.Layer(lambda p, x: (x @ p).astype(jnp.float32), jnp.ones((4, 3))),
+    }
+    model = model_of(nd.SyntheticGradient(), modules=nd.Chain(stages), **kwargs)
+    params = started(model)
+    (_, after), *_ = trajectory(model, params, 1)
+    assert moved(params["stages"]["h0"], after["stages"]["h0"])
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jtu.tree_leaves(after))
+
+
 def test_a_step_module_by_module_is_that_through_the_walk() -> None:
     """One gradient by two ways."""
     model = model_of(nd.SyntheticGradient())

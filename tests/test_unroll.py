@@ -259,6 +259,22 @@ def test_the_signal_has_an_optimiser_of_its_own() -> None:
     assert float(moved["model"]["h"][0, 0]) == pytest.approx(-0.05) and float(moved["signal"]["b"][0]) == -5.0
 
 
+def test_answers_that_do_not_count_may_be_anything() -> None:
+    clean = sequences(length=4)
+    padded = clean._replace(answers=clean.answers.at[:, 4:].set(-100))
+    found = [unrolled(nd.SyntheticGradient()).cut(s, jnp.int32(3)) for s in (clean, padded)]
+    for one, other in zip(*map(jtu.tree_leaves, found), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert bool(jnp.all(found[1].answers[:, 1:] == 0))
+
+
+@pytest.mark.parametrize("kind", [jnp.uint8, bool])
+def test_answers_of_any_type_have_room_for_none(kind: Any) -> None:
+    answers = sequences(length=4).answers.astype(kind)
+    found = unrolled(nd.SyntheticGradient()).cut(sequences(length=4)._replace(answers=answers), jnp.int32(3))
+    assert bool(jnp.all(found.after.answers == -1))
+
+
 ERRORS = {
     "waits": (lambda: unrolled(nd.Locked()), "waits for what comes later.*Use `SyntheticGradient"),
     "mixed": (lambda: unrolled(nd.SyntheticGradient(mix=0.5)), "waits for what comes later"),
@@ -268,7 +284,7 @@ ERRORS = {
     "ahead": (lambda: unrolled(ahead=-1), "ahead=-1.*at least 0"),
     "nothing_told": (lambda: unrolled(nd.SyntheticGradient(), ahead=0), r"ahead=0.*told no answers.*conditioned=False"),
     "nothing_to_read": (lambda: unrolled(nd.LocalLoss(), ahead=0), r"ahead=0.*told no answers"),
-    "like": (lambda: unrolled(nd.SyntheticGradient(), like=None), "like=None.*needs `Sequences`, or their shapes"),
+    "like": (lambda: unrolled(nd.SyntheticGradient(), like=None), "like=.*needs `Sequences.*not NoneType"),
     "auxiliary": (lambda: unrolled(auxiliary=1.0), "auxiliary=1.0.*there is no signal to predict"),
     "state": (lambda: nd.Unroll(step, start, jnp.zeros(3, int), window=2), "one array of floats"),
 }

@@ -45,7 +45,8 @@ class Decoupled:
       separate processes learn from, in one process. A `SyntheticGradient` is fitted later, `FeedbackAlignment` learns
       from an earlier batch. Under `Supervised`, which remembers what is on its way.
     - `inputs`: what modules start from that do not wait for those before them: `SyntheticInput()`, a prediction from
-      the inputs of the whole model, fitted to the activations, which then may be late, too. Default `None`: they wait.
+      the inputs of the whole model, fitted to the activations, which then may be late, too. Its leaves need a trainer
+      that asks for gradients; no search finds them. Default `None`: they wait.
     - `sync`: how often modules hear of one another, and when they learn together. Default `Sync()`: at every step, and
       never.
 

@@ -137,11 +137,11 @@ class Module:
 
         h, back = passed(self.up, params, then.at, sends) if self.replays else (here, back)
         gradient = signal.gradient(own, h, seen(then if self.replays else now), message.content)
-        gradient = jax.lax.stop_gradient(gradient)
+        gradient = jax.lax.stop_gradient(gradient).astype(h.dtype)
+        if self.replays:
+            gradient = jnp.where(arrived, gradient, 0)
         if self.sync.waits:
             gradient = jnp.where(self.sync.is_true(now.step), message.content, gradient)
-        if self.replays:
-            gradient = jnp.where(arrived, gradient, 0.0)
         fit = signal.fit(own, h if self.replays else then.at, seen(then), message.content)
         fit = jnp.where(arrived, fit, 0.0)
         learned, down = back(gradient)

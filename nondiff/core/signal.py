@@ -154,7 +154,8 @@ def tapped(signal: AbstractSignal, own: Params, h: Array, seen: Seen) -> tuple[A
         came = jnp.where(weight == 0, 0.0, back[0] / jnp.where(weight == 0, 1.0, weight))
         sources: dict[Source, Any] = {"gradient": came, "nothing": None}
         fitted = jax.grad(lambda own: jnp.sum(back[1] * signal.fit(own, h, there, sources[signal.fits])))(own)
-        return fitted, weight * signal.gradient(own, h, there, sources[signal.waits]), None
+        gradient = signal.gradient(own, h, there, sources[signal.waits])
+        return fitted, (weight * gradient).astype(h.dtype), None
 
     replaced.defvjp(forward, backward)
     return replaced(own, h, (seen.answers, seen.key))

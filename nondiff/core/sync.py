@@ -15,7 +15,7 @@ class Sync:
     **Arguments:**
 
     - `every`: they send what others learn from every so many steps, 1 or more (default 1). Between two messages a
-      prediction stays as it is, and a module that waits for a message does not learn.
+      prediction gets no gradient, nor does a module that waits for a message. (An optimiser with momentum moves on.)
     - `true`: every so many steps all modules learn by the true gradient, as backpropagation has it, 1 or more. Default
       `None`: they never do.
     - `warmup`: so they do at the first steps, 0 or more (default 0), while predictions are fitted that nobody uses yet.

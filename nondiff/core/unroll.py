@@ -108,10 +108,14 @@ class Unroll:
                 "ends. Use `SyntheticGradient()`, or `LocalLoss()`."
             )
         if not isinstance(self.like, Sequences):
-            raise ValueError(f"`Unroll(like={self.like!r})`: a signal needs `Sequences`, or their shapes.")
+            kind = type(self.like).__name__
+            raise ValueError(
+                f"`Unroll(like=...)`: a signal needs `Sequences(inputs, answers, weights)` or their shapes, not {kind}."
+            )
         object.__setattr__(self, "like", jtu.tree_map(shape_of, self.like))  # data would travel with the loss
+        place, signal = self.place, self.signal
         try:
-            jax.eval_shape(self.init, jr.key(0))
+            jax.eval_shape(lambda key: signal.init(place, key=key), jr.key(0))
         except ValueError as error:
             if self.ahead:
                 raise
@@ -127,7 +131,17 @@ class Unroll:
         state = jax.ShapeDtypeStruct((cases, *self.state.shape), self.state.dtype)
         inputs = jtu.tree_map(lambda x: jax.ShapeDtypeStruct((cases, *x.shape[2:]), x.dtype), window.inputs)
         params = jax.eval_shape(lambda: starting_point(self.params, jr.key(0)))
-        outputs = jax.eval_shape(self.step, params, state, inputs)[1]
+        try:
+            after, outputs = jax.eval_shape(self.step, params, state, inputs)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`Unroll`: `step` cannot take a state {state.dtype}{list(state.shape)} and inputs of one step: {error}"
+            ) from error
+        if (after.shape, after.dtype) != (state.shape, state.dtype):
+            raise ValueError(
+                f"`Unroll`: `step` takes a state {state.dtype}{list(state.shape)} and returns {after.dtype}"
+                f"{list(after.shape)}; expected the same."
+            )
         read = jtu.tree_map(lambda y: jax.ShapeDtypeStruct((cases, self.ahead, *y.shape[1:]), y.dtype), outputs)
         return Place("window", 0, state, read if self.ahead else None, window.after)
 
@@ -174,7 +188,8 @@ class Unroll:
             h, y = self.step(params, h, x)
             return h, (h, y)
 
-        return jax.lax.scan(one, state, _steps_first(inputs), unroll=self.window <= FEW)[1]
+        steps = _steps_first(inputs)
+        return jax.lax.scan(one, state, steps, unroll=len(jtu.tree_leaves(steps)[0]) <= FEW)[1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,7 +9,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
 class Sequences(NamedTuple):
-    """A batch of sequences of equally many steps; what is shorter has weights of 0 at its end."""
+    """A batch of sequences of equally many steps; what is shorter has weights of 0 at its end, any answers,
+    and inputs that are finite.
+    """
 
     inputs: PyTree[Array]
     """`[cases, steps, ...]`."""
@@ -33,7 +35,7 @@ class Window(NamedTuple):
     inputs: PyTree[Array]
     """`[cases, window, ...]`; 0 beyond the end of the sequences."""
     answers: PyTree[Array]
-    """`[cases, window, ...]`."""
+    """`[cases, window, ...]`; 0 where none counts."""
     weights: Float[Array, "cases window"]
     before: Any
     """What is `Coming` where the window starts; `()` if nothing is told."""
@@ -55,7 +57,9 @@ def cut(sequences: Sequences, at: Int[Array, ""], window: int, ahead: int) -> Wi
     >>> bool(found.first), bool(found.last)
     (False, False)
     """
-    long = jtu.tree_map(lambda x: jnp.pad(x, [(0, 0), (0, window + ahead), *[(0, 0)] * (x.ndim - 2)]), sequences)
+    counts = sequences.weights != 0
+    clean = sequences._replace(answers=jtu.tree_map(lambda x: _where(counts, x, 0), sequences.answers))
+    long = jtu.tree_map(lambda x: jnp.pad(x, [(0, 0), (0, window + ahead), *[(0, 0)] * (x.ndim - 2)]), clean)
 
     def some(part: Any, start: Array, size: int) -> Any:
         return jtu.tree_map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), part)
@@ -67,12 +71,18 @@ def cut(sequences: Sequences, at: Int[Array, ""], window: int, ahead: int) -> Wi
         return Coming(jtu.tree_map(lambda x: _counted(x, weights), some(long.answers, start, ahead)), weights)
 
     end, steps = at + window, sequences.weights.shape[1]
-    last = ~jnp.any((sequences.weights != 0) & (jnp.arange(steps) >= end))
+    last = ~jnp.any(counts & (jnp.arange(steps) >= end))
     inputs, answers, weights = some(long, at, window)
     return Window(inputs, answers, weights, coming(at), coming(end), at == 0, last)
 
 
 def _counted(x: Array, weights: Float[Array, "cases ahead"]) -> Array:
     """Answers that count, and what says that there is none."""
-    none = jnp.array(0 if jnp.issubdtype(x.dtype, jnp.inexact) else -1, x.dtype)
-    return jnp.where(weights.reshape(*weights.shape, *[1] * (x.ndim - 2)) != 0, x, none)
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return _where(weights != 0, x, 0)
+    return _where(weights != 0, x.astype(jnp.int32), -1)
+
+
+def _where(counts: Array, x: Array, none: int) -> Array:
+    """`x` at the steps that count."""
+    return jnp.where(counts.reshape(*counts.shape, *[1] * (x.ndim - 2)), x, jnp.array(none, x.dtype))

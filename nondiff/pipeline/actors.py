@@ -91,6 +91,8 @@ class _Session(AbstractSession):
             self._kept = [ray.put(_packed(one.state)) for one in given]
             self._actors = [self._started(i) for i in range(len(given))]
             self._wire = self._new_wire()
+            self._rows: list[Any] = [None] * len(given)
+            """Of each module's last step."""
         except BaseException:
             self._cluster.close()
             raise
@@ -125,7 +127,9 @@ class _Session(AbstractSession):
 
     def submit(self, i: int, inputs: Any, message: Any) -> Out:
         step = self._actors[i].step.options(num_returns=4)
-        return Out(*step.remote(self._carried(inputs), self._carried(message)))
+        out = Out(*step.remote(self._carried(inputs), self._carried(message), self._rows[i]))
+        self._rows[i] = out.row  # a step after one that failed fails, too, even if it hears of nobody
+        return out
 
     def _carried(self, ref: Any) -> Any:
         import ray
@@ -205,6 +209,7 @@ class _Session(AbstractSession):
                 with contextlib.suppress(Exception):
                     ray.kill(actor)
                 self._actors[i] = self._started(i)
+        self._rows = [None] * len(self._actors)
         return dead
 
     def close(self) -> None:
@@ -232,7 +237,8 @@ class ModuleActor:
     def ready(self) -> int:
         return os.getpid()
 
-    def step(self, inputs: Any, message: Message | None) -> Any:
+    def step(self, inputs: Any, message: Message | None, before: Row | None) -> Any:
+        del before  # it was waited for
         try:
             handed, metrics = self._stage.step(inputs, message)
             return *on_host(tuple(handed)), numbers(metrics)

@@ -95,12 +95,14 @@ class Flow(AbstractStepper):
         there = None if self.waits else self.session.is_there
         every = module.sync.every
         (below, above), (late_below, late_above) = state.problem[module.name]["coming"], module.ways
-        first = int(state.step)
+
+        def sent(messages: Any) -> list[tuple[int, Any]]:
+            numbered = enumerate(messages, int(state.step) - len(messages))
+            return [(n, message) for n, message in numbered if int(message.about) >= 0]
+
         return (
-            Line(late_below, 1, None, [])
-            if module.predicts is None
-            else Line(late_below, every, there, enumerate(below, first - late_below)),
-            Line(late_above, every, None if module.replays else there, enumerate(above, first - late_above)),
+            Line(late_below, 1, None) if module.predicts is None else Line(late_below, every, there, sent(below)),
+            Line(late_above, every, None if module.replays else there, sent(above)),
         )
 
     @property

@@ -41,7 +41,8 @@ class Pipeline:
       the same bits at every place. Otherwise a signal that is only fitted to messages takes the newest one that is
       there, if it is at most `late` steps old, and its module never waits.
 
-    `fit` trains the same problem to the same parameters, to rounding: it has all modules in one compiled program.
+    `fit` trains the same problem to the same parameters, to rounding: it has all modules in one compiled program. With
+    predicted inputs the `loss` of a row is that of the last module, from predictions; that of `fit` is the true one.
 
     **Raises** `ValueError` for a problem that has no modules, messages that would have to come at once, a trainer that
     is missing or searches without a loss, a part without derivative under a trainer that asks for one.

@@ -105,6 +105,12 @@ def plan(parts: Parts, state: TrainState) -> How:
     asked = queries(eqx.filter_eval_shape(ask) if trainer.traceable else ask())
     searches = not all((q.wants.gradient or q.wants.mean_gradient) and len(q) == 1 for q in asked)
     signal = parts.module.signal
+    if parts.module.predicts is not None and not any(q.wants.gradient or q.wants.mean_gradient for q in asked):
+        raise ValueError(
+            f"`Pipeline`: `{type(trainer).__name__}` searches for the leaves that predict inputs of module `{name}`, "
+            "by a loss that does not depend on how well they do. Give them a trainer that asks for gradients, "
+            '`Split({..., "inputs": Backprop(...)})`, or leave `inputs` out.'
+        )
     if searches and signal is not None and not signal.judges:
         raise ValueError(
             f"`Pipeline`: `{type(trainer).__name__}` searches for leaves of module `{name}`, by a loss that is known "
