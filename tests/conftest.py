@@ -12,6 +12,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.03"
 
 import gc
 import itertools
+import signal
 
 import jax
 import pytest
@@ -19,6 +20,9 @@ from jaxtyping import config
 
 MAPS = pathlib.Path("/proc/self/maps")
 FINISHED = itertools.count(1)
+
+# A shell has what it starts with `&` ignore Ctrl-C, and tests that press it would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

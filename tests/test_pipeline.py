@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 from test_decoupled import CASES, LATE, chain, compare, layer, model_of
 
 import nondiff as nd
+from nondiff.core.module import Message
 from nondiff.distributed.cluster import connect
 from nondiff.launch.main import main
 from nondiff.pipeline import actors, devices, places
@@ -203,6 +205,19 @@ def test_states_are_fetched_when_somebody_looks_at_them(cluster: None, monkeypat
         print(seen[0].state)
     piped("local", nd.Actors(), callbacks=[lambda moment: seen.append(moment.params)])
     assert fetched[0] == 3 + 3 * 3
+
+
+def test_a_slow_way(cluster: None) -> None:
+    """A message is there when it has come, and changes nothing but that."""
+    assert_same(piped("synthetic", nd.Actors(delay=0.01)), alone("synthetic"))
+    session: Any = nd.Actors(delay=3.0).open(given("feedback"))
+    up = session.submit(0, None, None).up
+    due, begin = session._got(up).due, time.time()
+    assert due - 3.0 <= begin and (not session.is_there(up) or time.time() >= due)
+    session.row(session.submit(1, up, None))
+    assert time.time() >= due and session.is_there(up)
+    assert isinstance(session.fetch(up), Message)
+    session.close()
 
 
 def test_what_is_lost_with_a_machine_comes_again(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,10 @@ as it has them. What an actor was given since its last state that was kept stays
 is started from that state and takes the same steps once more, with the same bits, while the others go on.
 """
 
-import asyncio
 import contextlib
 import logging
 import os
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -39,7 +39,8 @@ class Actors(AbstractPlace):
       are kept in Ray's store: they outlive their process, and its machine as soon as this one has a copy.
     - `tries`: how often one module may be lost in a run (default 3).
     - `pin`: give each process a core of its own, on this machine (default False).
-    - `delay`: seconds added to the way of every message, at least 0 (default 0): what a slow network would do.
+    - `delay`: seconds added to the way of every message, at least 0 (default 0): what a slow network would do. By
+      the machines' clocks, which should agree.
     - `num_cpus`, `num_gpus`: what a process takes of the cluster (default 1 and 0).
     - `address`: `"auto"` or that of a running cluster. Default `None`: the one that this process is connected to, else
       an own one on this machine, which nobody else can use, and which ends with the run.
@@ -90,7 +91,6 @@ class _Session(AbstractSession):
             self._parts = [ray.put((packed(one.parts), one.how)) for one in given]
             self._kept = [ray.put(_packed(one.state)) for one in given]
             self._actors = [self._started(i) for i in range(len(given))]
-            self._wire = self._new_wire()
             self._rows: list[Any] = [None] * len(given)
             """Of each module's last step."""
         except BaseException:
@@ -109,12 +109,6 @@ class _Session(AbstractSession):
                 f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}. Give a smaller `num_cpus` or `num_gpus`."
             )
 
-    def _new_wire(self) -> Any:
-        import ray
-
-        wire: Any = ray.remote(_Wire)
-        return wire.options(num_cpus=0).remote(self._place.delay) if self._place.delay else None
-
     def _started(self, i: int) -> Any:
         import ray
 
@@ -123,20 +117,13 @@ class _Session(AbstractSession):
         cpus = 0 if is_own() else place.num_cpus
         options = options_of(cpus, place.num_gpus, environment(place.num_cpus, place.num_gpus, place.env))
         core = sorted(os.sched_getaffinity(0))[i] if place.pin else None
-        return kind.options(**options).remote(settings(), core, self._parts[i], self._kept[i])
+        return kind.options(**options).remote(settings(), core, place.delay, self._parts[i], self._kept[i])
 
     def submit(self, i: int, inputs: Any, message: Any) -> Out:
         step = self._actors[i].step.options(num_returns=4)
-        out = Out(*step.remote(self._carried(inputs), self._carried(message), self._rows[i]))
+        out = Out(*step.remote(inputs, message, self._rows[i]))
         self._rows[i] = out.row  # a step after one that failed fails, too, even if it hears of nobody
         return out
-
-    def _carried(self, ref: Any) -> Any:
-        import ray
-
-        if self._wire is None or not isinstance(ref, ray.ObjectRef):
-            return ref
-        return self._wire.carry.remote(ref)
 
     def row(self, out: Out) -> Row:
         return self._got(out.row)
@@ -148,7 +135,8 @@ class _Session(AbstractSession):
         if not isinstance(ref, ray.ObjectRef):
             return True
         try:
-            return bool(ray.wait([ref], timeout=0)[0]) and ray.get(ref) is not None
+            sent = ray.get(ref) if ray.wait([ref], timeout=0)[0] else None
+            return sent is not None and (not isinstance(sent, _Sent) or time.time() >= sent.due)
         except RayError:  # lost, and will be there once more
             return False
 
@@ -159,6 +147,7 @@ class _Session(AbstractSession):
         import ray
 
         found = self._got(ref) if isinstance(ref, ray.ObjectRef) else ref
+        found = found.message if isinstance(found, _Sent) else found
         return at_home(attach(*found) if isinstance(found, _Packed) else found)
 
     def _got(self, ref: Any) -> Any:
@@ -191,11 +180,6 @@ class _Session(AbstractSession):
         import ray
         from ray.exceptions import RayError
 
-        if self._wire is not None:
-            try:
-                ray.get(self._wire.carry.remote(0))
-            except RayError:
-                self._wire = self._new_wire()
         dead = []
         for i, actor in enumerate(self._actors):
             try:
@@ -216,7 +200,7 @@ class _Session(AbstractSession):
         import ray
 
         if ray.is_initialized():
-            for actor in [*self._actors, self._wire]:
+            for actor in self._actors:
                 with contextlib.suppress(Exception):
                     ray.kill(actor)
         self._cluster.close()
@@ -225,39 +209,47 @@ class _Session(AbstractSession):
 class ModuleActor:
     """A module, in its process."""
 
-    def __init__(self, settings: dict[str, Any], core: int | None, given: Any, state: Any):
+    def __init__(self, settings: dict[str, Any], core: int | None, delay: int | float, given: Any, state: Any):
         if core is not None:
             for thread in os.listdir("/proc/self/task"):
                 os.sched_setaffinity(int(thread), {core})
         for name, value in (CACHE | settings).items():
             jax.config.update(name, value)
         parts, how = given
-        self._stage = Stage(attach(*parts), attach(*state), how)
+        self._stage, self._delay = Stage(attach(*parts), attach(*state), how), delay
 
     def ready(self) -> int:
         return os.getpid()
 
-    def step(self, inputs: Any, message: Message | None, before: Row | None) -> Any:
+    def step(self, inputs: Any, message: "Message | _Sent | None", before: Row | None) -> Any:
         del before  # it was waited for
         try:
-            handed, metrics = self._stage.step(inputs, message)
-            return *on_host(tuple(handed)), numbers(metrics)
+            handed, metrics = self._stage.step(_come(inputs), _come(message))
+            return *[self._sent(x) for x in on_host(tuple(handed))], numbers(metrics)
         except Exception as error:  # not every one can be pickled
             raise RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from None
 
     def state(self) -> Any:
         return _packed(self._stage.state)
 
+    def _sent(self, message: Any) -> Any:
+        return _Sent(time.time() + self._delay, message) if self._delay and message is not None else message
 
-class _Wire:
-    """A slow way from one process to another."""
 
-    def __init__(self, seconds: int | float):
-        self._seconds = seconds
+class _Sent(NamedTuple):
+    """A message on a slow way."""
 
-    async def carry(self, x: Any) -> Any:
-        await asyncio.sleep(self._seconds)
-        return x
+    due: float
+    """When it has come."""
+    message: Any
+
+
+def _come(sent: Any) -> Any:
+    """The message, once it has come."""
+    if not isinstance(sent, _Sent):
+        return sent
+    time.sleep(max(sent.due - time.time(), 0.0))
+    return sent.message
 
 
 class _Packed(NamedTuple):
