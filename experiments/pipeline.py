@@ -41,6 +41,8 @@ class Config:
     """Equal parts of the network."""
     late: int = 6
     """Steps that messages from above are late."""
+    damping: float | None = 0.1
+    """Of the least squares that fit synthetic gradients; `None`: the optimizer fits them, and now and then loses them."""
     delay: float = 0.0
     """Seconds that a message takes longer."""
     depth: int = 12
@@ -120,7 +122,8 @@ class Wait(nd.AbstractCallback):
 
 def make(config: Config) -> nd.Experiment:
     seen, unseen = load(config.seed)
-    signals = {"local": nd.LocalLoss(), "synthetic": nd.SyntheticGradient(), "delayed": nd.Delayed()}
+    synthetic = nd.SyntheticGradient(damping=config.damping)
+    signals = {"local": nd.LocalLoss(), "synthetic": synthetic, "delayed": nd.Delayed()}
     locked = config.signal == "locked"
     like, late = (seen[0][:1], seen[1][:1]), 0 if locked or config.signal == "local" else config.late
     model = nd.Decoupled(chains(config), signal=nd.Locked() if locked else signals[config.signal], like=like, late=late)
