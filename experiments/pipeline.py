@@ -42,7 +42,7 @@ class Config:
     late: int = 6
     """Steps that messages from above are late."""
     damping: float | None = 0.1
-    """Of the least squares that fit synthetic gradients; `None`: the optimizer fits them, and now and then loses them."""
+    """Of the least squares that fit synthetic gradients; `None`: Adam fits them, and some runs fall back late."""
     delay: float = 0.0
     """Seconds that a message takes longer."""
     depth: int = 12
