@@ -14,6 +14,7 @@ import pytest
 from helpers import SIGNALS
 
 import nondiff as nd
+from nondiff.signals.synthetic_gradient import _least_squares  # pyright: ignore[reportPrivateUsage]
 from nondiff.testing import check_signal
 
 CASES = 10
@@ -119,6 +120,14 @@ def test_damped_least_squares_fit_a_batch() -> None:
         np.testing.assert_allclose(step["w"], expected[:-1], rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(step["b"], expected[-1], rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(moved["stages"]["read"]["w"], -0.5 * slopes["stages"]["read"]["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("cases", "n"), [(5, 9), (9, 9), (20, 9)])
+def test_damped_least_squares_of_few_and_of_many_cases(cases: int, n: int) -> None:
+    x, wrong = jr.normal(jr.key(0), (cases, n)), jr.normal(jr.key(1), (cases, 3))
+    rows = np.sqrt(0.2 * cases * np.mean(np.asarray(x) ** 2)) * np.eye(n)  # one more equation for every input
+    expected = np.linalg.lstsq(np.concatenate([x, rows]), np.concatenate([wrong, np.zeros((n, 3))]))[0]
+    np.testing.assert_allclose(_least_squares(x, wrong, 0.2), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_mixed_fully_it_is_backpropagation() -> None:

@@ -214,7 +214,7 @@ def test_a_slow_way(cluster: None) -> None:
     up = session.submit(0, None, None).up
     due, begin = session._got(up).due, time.time()
     assert due - 3.0 <= begin and (not session.is_there(up) or time.time() >= due)
-    session.row(session.submit(1, up, None))
+    session.rows([session.submit(1, up, None)])
     assert time.time() >= due and session.is_there(up)
     assert isinstance(session.fetch(up), Message)
     session.close()
@@ -374,7 +374,7 @@ def test_update_unlocked() -> None:
     started = given("local")
     session = nd.Devices().open(started)
     for _ in range(2):  # the small classifier starts from 0, and so no gradient comes at the first step
-        session.row(session.submit(0, None, None))
+        session.rows([session.submit(0, None, None)])
     assert moved(session, 0, started[0].state.trainer.params["stages"])
     assert int(session.fetch(session.state(1)).step) == 0
 
@@ -393,7 +393,7 @@ def test_backward_unlocked() -> None:
     last = session.submit(2, second.up, None)
     stages = [one.state.trainer.params["stages"] for one in started]
     assert [moved(session, i, stages[i]) for i in range(3)] == [False, False, True]
-    session.row(session.submit(0, None, last.error))
+    session.rows([session.submit(0, None, last.error)])
     assert [moved(session, i, stages[i]) for i in range(2)] == [True, False]
 
 
@@ -404,7 +404,7 @@ def test_forward_unlocked() -> None:
     started = pipeline.given(state)
     session = nd.Devices().open(started)
     for i in (2, 1):
-        session.row(session.submit(i, None, None))
+        session.rows([session.submit(i, None, None)])
         assert moved(session, i, started[i].state.trainer.params["stages"])
     assert [int(session.fetch(session.state(i)).step) for i in range(3)] == [3, 4, 4]
 

@@ -125,8 +125,8 @@ class _Session(AbstractSession):
         self._rows[i] = out.row  # a step after one that failed fails, too, even if it hears of nobody
         return out
 
-    def row(self, out: Out) -> Row:
-        return self._got(out.row)
+    def rows(self, outs: Sequence[Out]) -> list[Row]:
+        return self._got([out.row for out in outs])
 
     def is_there(self, ref: Any) -> bool:
         import ray

@@ -51,8 +51,8 @@ class _Session(AbstractSession):
         handed, metrics = self._stages[i].step(inputs, message)
         return Out(handed.up, handed.down, handed.error, metrics)
 
-    def row(self, out: Out) -> Row:
-        return numbers(out.row)
+    def rows(self, outs: Sequence[Out]) -> list[Row]:
+        return [numbers(out.row) for out in outs]
 
     def is_there(self, ref: PyTree) -> bool:
         arrays: list[Any] = [x for x in jax.tree.leaves(ref) if isinstance(x, jax.Array)]  # NumPy's are there

@@ -150,14 +150,15 @@ class Flow(AbstractStepper):
         try:
             while self._next < before + count and (time.perf_counter() - begin < PAUSE or self._next == before):
                 if self._next - self._settled >= self.queue:
-                    self._settle()
+                    # To wait for several costs as much as to wait for one; who hears the newest wants new ones.
+                    self._settle(max(self.queue // 2, 1) if self.waits else 1)
                 for i in range(len(self.modules)):
                     self._submit(i, self._next)
                 self._next += 1
                 if self.keep_every and self._next % self.keep_every == 0:
                     self._saving[self._next] = [self.session.state(i) for i in range(len(self.modules))]
             while self._settled < self._next:
-                self._settle()
+                self._settle(self._next - self._settled)
             if not self.keep_every:
                 self._last = self.state
         except BaseException:
@@ -180,22 +181,23 @@ class Flow(AbstractStepper):
                 if module.source == "error":
                     line.send(n, out.error)
 
-    def _settle(self) -> None:
-        """Wait for the oldest step that is not done."""
-        n = self._settled
+    def _settle(self, count: int) -> None:
+        """Wait for so many of the oldest steps that are not done."""
+        steps = range(self._settled, self._settled + count)
         try:
-            rows = [self.session.row(out[n]) for out in self._out]
-            self._keep(n + 1)
+            rows = iter(self.session.rows([out[n] for n in steps for out in self._out]))
+            for n in steps:
+                self._settled, self._tries = n + 1, 0
+                self._note([next(rows) for _ in self.modules])
+            self._keep()
         except Died:
             self._revive()
             return
-        self._settled, self._tries = n + 1, 0
-        self._note(rows)
         self._forget()
 
-    def _keep(self, settled: int) -> None:
+    def _keep(self) -> None:
         """The newest states that have come; one is on its way, and for those before it we wait."""
-        due = sorted(n for n in self._saving if n <= settled)
+        due = sorted(n for n in self._saving if n <= self._settled)
         for n in due:
             if self.session.arrived(self._saving[n], wait=n != due[-1]):
                 self._kept, self._home = n, self._saving.pop(n)
@@ -248,7 +250,7 @@ class Flow(AbstractStepper):
 
     def _is_done(self, out: Out) -> bool:
         try:
-            self.session.row(out)
+            self.session.rows([out])
         except Died:
             return False
         return True

@@ -38,8 +38,8 @@ class AbstractSession(abc.ABC):
         """Another step of module `i`, as soon as `inputs` and `message`, references or `None`, have come."""
 
     @abc.abstractmethod
-    def row(self, out: Out) -> Row:
-        """The metrics of a step; waits for it. **Raises** `Died`."""
+    def rows(self, outs: Sequence[Out]) -> list[Row]:
+        """The metrics of steps; waits for all of them. **Raises** `Died`."""
 
     @abc.abstractmethod
     def is_there(self, ref: Any) -> bool:

@@ -1,6 +1,8 @@
 """One module as a problem of its own, and the compiled step that trains it where it is."""
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -136,28 +138,67 @@ def numbers(metrics: Metrics) -> Row:
     return row_of(found) | {LOST: float(found[LOST])}
 
 
+class Form(NamedTuple):
+    """A tree without its arrays: taken apart, compared and hashed once, and not at every step."""
+
+    treedef: Any
+    rest: tuple[Any, ...]
+    """Its leaves; `None` where an array was."""
+
+    def whole(self, arrays: Sequence[Any]) -> Any:
+        found = iter(arrays)
+        return self.treedef.unflatten([next(found) if x is None else x for x in self.rest])
+
+
+def apart(tree: Any) -> tuple[list[Any], Form]:
+    leaves, treedef = jtu.tree_flatten(tree)
+    arrays = [x for x in leaves if eqx.is_array(x)]
+    return arrays, Form(treedef, tuple(None if eqx.is_array(x) else x for x in leaves))
+
+
 class Stage:
     """A module that is trained here."""
 
     def __init__(self, parts: Parts, state: TrainState, how: How, device: Any = None):
         """`device`: where it is to be; default: where JAX puts things."""
         self._device, self._how = device, how
-        arrays, rest = eqx.partition(parts, eqx.is_array)
-        self._fixed, self.state = eqx.combine(self.put(arrays), rest), own(parts.problem, parts.trainer, state)
-        if parts.trainer.traceable:
-            self.state = self.put(self.state)
-        donate = "all-except-first" if how.donate else "none"
-        self._advance = eqx.filter_jit(advance, donate=donate) if how.compiled else advance
+        fixed, self._fixed_form = apart(parts)
+        self._fixed = self.put(fixed)
         self._silence = self.put(parts.silence)
+        state = own(parts.problem, parts.trainer, state)
+        self._arrays, self._form = apart(self.put(state) if parts.trainer.traceable else state)
+        self._compiled = compiled(self._fixed_form, self._form, how) if how.compiled else None
 
     def put(self, x: Any) -> Any:
         return x if self._device is None else jax.device_put(x, self._device)
 
+    @property
+    def state(self) -> TrainState:
+        return self._form.whole(self._arrays)
+
     def step(self, *came: Message | None) -> tuple[Handed, Metrics]:
         """One step with what came from below and from above; `None` for what did not."""
         mail = Mail(*(none if message is None else message for none, message in zip(self._silence, came, strict=True)))
-        self.state, handed, metrics = self._advance((self._fixed, self.put(mail), self._how.searches), self.state)
+        mail = self.put(mail)
+        if self._compiled is not None:
+            self._arrays, handed, metrics = self._compiled(self._fixed, mail, self._arrays)
+            return handed, metrics
+        new, handed, metrics = advance((self._fixed_form.whole(self._fixed), mail, self._how.searches), self.state)
+        self._arrays, self._form = apart(new)
         return handed, metrics
+
+
+@functools.lru_cache(maxsize=64)
+def compiled(fixed_form: Form, form: Form, how: How) -> Callable[..., tuple[list[Array], Handed, Metrics]]:
+    """`advance` of arrays alone; the same for stages that differ in nothing else."""
+
+    def flat(fixed: list[Array], mail: Mail, arrays: list[Array]) -> tuple[list[Array], Handed, Metrics]:
+        new, handed, metrics = advance((fixed_form.whole(fixed), mail, how.searches), form.whole(arrays))
+        found, same = apart(new)
+        assert same == form, "a step changes the structure of its state"
+        return found, handed, metrics
+
+    return jax.jit(flat, donate_argnums=2 if how.donate else ())
 
 
 def advance(given: tuple[Parts, Mail, bool], state: TrainState) -> tuple[TrainState, Handed, Metrics]:

@@ -83,9 +83,7 @@ class SyntheticGradient(AbstractSignal):
         if self.damping is None:
             return losses
         x = jnp.pad(self._inputs(h, seen), ((0, 0), (0, 1)), constant_values=1.0)  # the last one for `b`
-        moments = x.T @ x / len(x)
-        damped = moments + self.damping * jnp.mean(jnp.diag(moments)) * jnp.eye(x.shape[1], dtype=x.dtype)
-        step = jax.lax.stop_gradient(jax.scipy.linalg.solve(damped, x.T @ wrong / len(x), assume_a="pos"))
+        step = jax.lax.stop_gradient(_least_squares(x, wrong, self.damping))
         along = jnp.vdot(step[:-1], own["w"]) + jnp.vdot(step[-1], own["b"])
         return with_gradient_of(jax.lax.stop_gradient(losses), jnp.broadcast_to(along, losses.shape))
 
@@ -95,3 +93,16 @@ class SyntheticGradient(AbstractSignal):
     def _inputs(self, h: Array, seen: Seen) -> Float[Array, "cases width"]:
         x = flat(h)
         return jnp.concatenate([x, encoded(seen).astype(x.dtype)], -1) if self.conditioned else x
+
+
+def _least_squares(
+    x: Float[Array, "cases n"], wrong: Float[Array, "cases width"], damping: float | int
+) -> Float[Array, "n width"]:
+    """The `step` that minimises the mean of `|x step - wrong|^2`, plus `damping` times the mean square of `x` times
+    `|step|^2`. Of two forms, which are equal, the one with the smaller matrix.
+    """
+    cases, n = x.shape
+    damp = damping * jnp.mean(x**2) * cases
+    if n <= cases:
+        return jax.scipy.linalg.solve(x.T @ x + damp * jnp.eye(n, dtype=x.dtype), x.T @ wrong, assume_a="pos")
+    return x.T @ jax.scipy.linalg.solve(x @ x.T + damp * jnp.eye(cases, dtype=x.dtype), wrong, assume_a="pos")
