@@ -411,19 +411,19 @@ def test_forward_unlocked() -> None:
 
 def test_no_module_is_further_ahead_than_the_queue_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     given, settled, ahead = [0], [0], []
-    submit, row = devices._Session.submit, devices._Session.row
+    submit, rows = devices._Session.submit, devices._Session.rows
 
     def submitted(session: Any, i: int, inputs: Any, message: Any) -> Any:
         given[0] += i == 0
         ahead.append(given[0] - settled[0])
         return submit(session, i, inputs, message)
 
-    def waited(session: Any, out: Any) -> Any:
-        settled[0] += not jtu.tree_leaves(out.up.content)  # the last module hands nothing up
-        return row(session, out)
+    def waited(session: Any, outs: Any) -> Any:
+        settled[0] += sum(not jtu.tree_leaves(out.up.content) for out in outs)  # the last module hands nothing up
+        return rows(session, outs)
 
     monkeypatch.setattr(devices._Session, "submit", submitted)
-    monkeypatch.setattr(devices._Session, "row", waited)
+    monkeypatch.setattr(devices._Session, "rows", waited)
     piped("local", queue=3)
     assert max(ahead) == 3
 
