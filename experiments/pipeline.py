@@ -117,7 +117,7 @@ class Wait(nd.AbstractCallback):
 
     def __call__(self, moment: nd.Moment) -> None:
         jax.block_until_ready(moment.state.trainer)
-        time.sleep(self.seconds)
+        time.sleep(self.seconds)  # the slow network itself, as `Actors(delay=)` has it
 
 
 def make(config: Config) -> nd.Experiment:

@@ -21,7 +21,7 @@ from jaxtyping import config
 MAPS = pathlib.Path("/proc/self/maps")
 FINISHED = itertools.count(1)
 
-# A shell has what it starts with `&` ignore Ctrl-C, and tests that press it would wait for ever.
+# A shell has what it starts with `&` ignore Ctrl-C, and tests that press it would see nothing happen.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

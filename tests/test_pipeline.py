@@ -27,8 +27,9 @@ from nondiff.core.module import Message
 from nondiff.distributed.cluster import connect
 from nondiff.launch.main import main
 from nondiff.pipeline import actors, devices, places
-from nondiff.pipeline.flow import Flow, Together
+from nondiff.pipeline.flow import Flow
 from nondiff.pipeline.stage import advance
+from nondiff.pipeline.together import Together
 from nondiff.testing import count_compilations
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -293,9 +294,8 @@ def test_a_module_goes_forward_and_back_once(signal: str, expected: list[int]) -
     problem = nd.Supervised(model.loss(compare), data, params=model.init)
     found = []
     for parts_, state, _ in started_by(nd.Pipeline(problem, nd.Backprop(optax.sgd(0.1)))):
-        box = (parts_, parts_.silence, False)
-        arrays, rest = eqx.partition(box, eqx.is_array)
-        step = jax.jit(lambda arrays, state, rest=rest: advance(eqx.combine(arrays, rest), state))
+        arrays, rest = eqx.partition((parts_, parts_.silence), eqx.is_array)
+        step = jax.jit(lambda arrays, state, rest=rest: advance(*eqx.combine(arrays, rest), state, searches=False))
         found.append(str(step.lower(arrays, state).compile().as_text()).count(" dot("))
     assert found == expected
 

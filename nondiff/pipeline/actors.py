@@ -248,7 +248,7 @@ def _come(sent: Any) -> Any:
     """The message, once it has come."""
     if not isinstance(sent, _Sent):
         return sent
-    time.sleep(max(sent.due - time.time(), 0.0))
+    time.sleep(max(sent.due - time.time(), 0.0))  # the rest of the way, as was asked for; no poll
     return sent.message
 
 

@@ -16,9 +16,10 @@ from nondiff.core.step import TrainState, init
 from nondiff.core.trainer import AbstractTrainer, check_trainers
 from nondiff.core.walk import BatchLoss
 from nondiff.pipeline.devices import Devices
-from nondiff.pipeline.flow import Flow, Together, shares, whole
+from nondiff.pipeline.flow import Flow
 from nondiff.pipeline.places import AbstractPlace, Given
 from nondiff.pipeline.stage import ModuleLoss, Parts, plan
+from nondiff.pipeline.together import Together, shares, whole
 from nondiff.problems import Supervised
 from nondiff.run.callback import Callback, Measure, Stop
 from nondiff.run.checkpoint import Checkpoint

@@ -139,7 +139,10 @@ def numbers(metrics: Metrics) -> Row:
 
 
 class Form(NamedTuple):
-    """A tree without its arrays: taken apart, compared and hashed once, and not at every step."""
+    """A tree without its arrays: taken apart, compared and hashed once, and not at every step.
+
+    `equinox.internal` has the same, which may change with any release.
+    """
 
     treedef: Any
     rest: tuple[Any, ...]
@@ -183,7 +186,8 @@ class Stage:
         if self._compiled is not None:
             self._arrays, handed, metrics = self._compiled(self._fixed, mail, self._arrays)
             return handed, metrics
-        new, handed, metrics = advance((self._fixed_form.whole(self._fixed), mail, self._how.searches), self.state)
+        parts = self._fixed_form.whole(self._fixed)
+        new, handed, metrics = advance(parts, mail, self.state, searches=self._how.searches)
         self._arrays, self._form = apart(new)
         return handed, metrics
 
@@ -193,7 +197,7 @@ def compiled(fixed_form: Form, form: Form, how: How) -> Callable[..., tuple[list
     """`advance` of arrays alone; the same for stages that differ in nothing else."""
 
     def flat(fixed: list[Array], mail: Mail, arrays: list[Array]) -> tuple[list[Array], Handed, Metrics]:
-        new, handed, metrics = advance((fixed_form.whole(fixed), mail, how.searches), form.whole(arrays))
+        new, handed, metrics = advance(fixed_form.whole(fixed), mail, form.whole(arrays), searches=how.searches)
         found, same = apart(new)
         assert same == form, "a step changes the structure of its state"
         return found, handed, metrics
@@ -201,9 +205,9 @@ def compiled(fixed_form: Form, form: Form, how: How) -> Callable[..., tuple[list
     return jax.jit(flat, donate_argnums=2 if how.donate else ())
 
 
-def advance(given: tuple[Parts, Mail, bool], state: TrainState) -> tuple[TrainState, Handed, Metrics]:
-    """One step of one module."""
-    (problem, trainer), mail, searches = given
+def advance(parts: Parts, mail: Mail, state: TrainState, *, searches: bool) -> tuple[TrainState, Handed, Metrics]:
+    """One step of one module; `searches` as in `How`."""
+    problem, trainer = parts
     params = trainer.params(state.trainer)
     told, room = opened(problem, params, state, mail)
     new, metrics = step(problem, trainer, Vmap(), room, told)
