@@ -60,10 +60,22 @@ TRAINERS: dict[str, nd.AbstractTrainer] = {
 _STEPS = nd.Chain({"in": nd.Dense(2, 4), "bend": nd.Activation(nd.Step()), "out": nd.Dense(4, 1)})
 _POINTS = np.random.default_rng(1).normal(size=(20, 2)).astype(np.float32)
 
+_LINES = nd.Instructions(["v[a] = v[a] * v[b]", "v[a] = v[a] + v[b]"], {"v": nd.Cells(["x", "1"])}, "v[0]")
+_PROGRAM = nd.Program(_LINES, length=4)
+
+
+def _differs(genome: nd.Genome, x: Any, key: Any) -> Any:
+    return jnp.minimum(jnp.abs(_PROGRAM(genome, x) - (x**2 + 1)), 100).astype(jnp.float32)
+
+
 ON_THEIR_OWN: dict[str, tuple[nd.AbstractTrainer, nd.AbstractProblem]] = {
     "layerwise_admm": (
         nd.LayerwiseADMM(_STEPS, nd.SquaredError(), rows=20, shards=4),
         nd.Supervised(_STEPS.loss(nd.SquaredError()), (_POINTS, np.abs(_POINTS[:, :1])), params=_STEPS.init),
+    ),
+    "genetic_programming": (
+        nd.GeneticProgramming(population=32),
+        nd.Supervised(_differs, np.arange(-4, 5), params=_PROGRAM.init, domain=_PROGRAM.domain),
     ),
 }
 """Trainers of one kind of model, with a problem that has it."""

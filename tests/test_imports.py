@@ -18,7 +18,7 @@ SHARED = {
     # what `Auto` chooses from, and what `Opaque` is made of
     "estimators": "marginal_likelihood smoothing tabulate callback calls child failure isolated memo",
     "trainers": "activations adaptation cloud covariance gaussian genotype least_squares margin output_losses rates "
-    "residuals rho schedules stall substeps weighting",
+    "residuals rho schedules selection stall substeps variation weighting",
     "evaluators": "host vmap",  # what a worker of `Ray` does
     "problems": "stage",
     "signals": "context nets",
@@ -49,8 +49,8 @@ def test_arrows(path: pathlib.Path) -> None:
     allowed = {"arrays"} if folder == "arrays" else {"core"}
     if folder == "trainers":
         allowed |= {"arrays"}
-    if folder == "prox":
-        allowed |= {"prox"}
+    if folder in ("prox", "programs"):
+        allowed |= {folder}
     if folder == "testing":
         allowed |= PLUGINS | {"testing"}
     if folder in PLUGINS | {"distributed"}:

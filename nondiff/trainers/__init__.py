@@ -8,15 +8,8 @@ from nondiff.trainers.best import Best
 from nondiff.trainers.cma_es import CMAES
 from nondiff.trainers.consensus import Consensus
 from nondiff.trainers.evosax import Evosax
-from nondiff.trainers.genetic import (
-    AbstractCrossover,
-    AbstractSelection,
-    Genetic,
-    OnePointCrossover,
-    Tournament,
-    Truncation,
-    UniformCrossover,
-)
+from nondiff.trainers.genetic import AbstractCrossover, Genetic, OnePointCrossover, UniformCrossover
+from nondiff.trainers.genetic_programming import GeneticProgramming
 from nondiff.trainers.layerwise_admm import LayerwiseADMM
 from nondiff.trainers.least_squares import AbstractLeastSquares, Cholesky, QuadraticBound
 from nondiff.trainers.memetic import Memetic
@@ -26,6 +19,7 @@ from nondiff.trainers.pgpe import PGPE
 from nondiff.trainers.restart import Restart
 from nondiff.trainers.rho import AbstractRho, BalancedRho, FixedRho, GrowingRho
 from nondiff.trainers.schedules import BIPOP, IPOP, AbstractSchedule, Same
+from nondiff.trainers.selection import AbstractSelection, DALex, Lexicase, Tournament, Truncation
 from nondiff.trainers.sep_cma_es import SepCMAES
 from nondiff.trainers.snes import SNES
 from nondiff.trainers.split import Split
@@ -54,14 +48,17 @@ __all__ = [
     "Cholesky",
     "Consensus",
     "CrossEntropy",
+    "DALex",
     "Evosax",
     "FixedRho",
     "Genetic",
+    "GeneticProgramming",
     "GrowingRho",
     "HardThreshold",
     "Hinge",
     "KWinners",
     "LayerwiseADMM",
+    "Lexicase",
     "LogRanks",
     "Memetic",
     "NoBetter",

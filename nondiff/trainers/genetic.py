@@ -14,44 +14,16 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from nondiff.core.checks import check_count, check_positive
 from nondiff.core.domain import AbstractDomain, Real, is_domain
 from nondiff.core.population import AbstractSampler, Population
 from nondiff.core.problem import Params
-from nondiff.core.query import Evaluation, Query
+from nondiff.core.query import Evaluation, Query, Wants
 from nondiff.core.trainer import AbstractTrainer, Metrics, at
 from nondiff.core.tree import none_like, split_like
-
-
-class AbstractSelection(eqx.Module):
-    """Who becomes a parent."""
-
-    @abc.abstractmethod
-    def __call__(self, losses: Float[Array, " pop"], n: int, *, key: Key[Array, ""]) -> Int[Array, " n"]:
-        """`n` indices; `losses` has every failure at infinity."""
-
-
-class Truncation(AbstractSelection):
-    """The `n` best."""
-
-    def __call__(self, losses: Array, n: int, *, key: Key[Array, ""]) -> Array:
-        del key
-        return jnp.argsort(losses, stable=True)[:n]
-
-
-class Tournament(AbstractSelection):
-    """`n` times, the best of `size` members drawn with replacement. Larger is greedier (default 3)."""
-
-    size: int = eqx.field(static=True, default=3)
-
-    def __check_init__(self) -> None:
-        check_count("Tournament", "size", self.size)
-
-    def __call__(self, losses: Array, n: int, *, key: Key[Array, ""]) -> Array:
-        entrants = jr.randint(key, (n, self.size), 0, losses.size)
-        return jnp.take_along_axis(entrants, jnp.argmin(losses[entrants], 1)[:, None], 1)[:, 0]
+from nondiff.trainers.selection import AbstractSelection, Tournament, scores
 
 
 class AbstractCrossover(eqx.Module):
@@ -136,7 +108,7 @@ class Genetic(AbstractTrainer[_State]):
     - `parents`: how many parents are kept (default: half of the population).
     - `elite`: how many of the best live on unchanged, evaluated again each step (default 1; fewer than `population`,
       at most `parents`).
-    - `selection`: `Tournament(3)` (default) or `Truncation()`.
+    - `selection`: `Tournament(3)` (default), `Truncation()`, or one that looks at every case, `Lexicase()`.
     - `crossover`: `UniformCrossover()` (default), `OnePointCrossover()`, or `None` for mutation alone.
     - `rate`: probability that a coordinate mutates, a float or an `optax.Schedule`. Default `None`: every coordinate
       of a `Real` leaf, one expected coordinate of an `Integer` or `Categorical` leaf.
@@ -229,12 +201,13 @@ class Genetic(AbstractTrainer[_State]):
         each = _Each(first, jr.randint(k_second, (n,), 0, mu), elite, jr.split(k_vary, n))
         shared = _Shared(state.parents, state.domain, self._rates(state), self._scales(state))
         keys = jnp.broadcast_to(k_evaluation, (n,))  # common random numbers: members are compared
-        return Query(Population(shared, each, _Children(self.crossover)), none_like(state.parents), keys)
+        population = Population(shared, each, _Children(self.crossover))
+        return Query(population, none_like(state.parents), keys, wants=Wants(cases=self.selection.by_case))
 
     def tell(self, state: _State, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[_State, Metrics]:
         losses = jnp.asarray(answer.ranked)
         best = jnp.argsort(losses, stable=True)[: max(self.elite, 1)]
-        chosen = self.selection(losses, self._parents, key=key)
+        chosen = self.selection(scores(self.selection, answer), self._parents, key=key)
         # The best stand first: they are the elite, and `params`.
         chosen = jnp.concatenate([best, chosen])[: self._parents]
         return _State(query.population.take(chosen), state.domain, state.step + 1), {}

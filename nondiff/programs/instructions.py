@@ -1,0 +1,117 @@
+"""An instruction set is data: banks that hold values, and lines of Python that move them."""
+
+import ast
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from nondiff.programs.banks import Bank, Cells, Constants, Memory
+from nondiff.programs.line import BEGIN, OPERANDS, Line, expression, parse
+
+
+class Instructions:
+    """The lines that a program may be made of.
+
+    **Arguments:**
+
+    - `lines`: each a line of Python that assigns to places of banks, in which `a` and `b` stand for the line's
+      operands: `"r[a] = r[b]"`, `"x[r[a]], x[r[b]] = x[r[b]], x[r[a]]"`. Right sides are read before anything is
+      written. Two names are special: `skip = test` leaves out the next line if the test holds, and `again = test` goes
+      back to the last `begin` above it, a line of its own, or to the program's start.
+    - `banks`: by name, `Cells`, `Memory` or `Constants`.
+    - `result`: an expression of what the program gives: a bank, `"x"`, a place, `"r[0]"`, or several of them.
+    - `operands`: how many values `a` and `b` take. Default: as many as the largest bank that each indexes has places.
+
+    Whole numbers end at 2**30 - 1 in both directions: more is cut off there. `x // 0` and `x % 0` are 0. Floats are
+    those of 32 bits, with infinities and NaN.
+
+    **Raises** `ValueError` for no lines, a line that is none, names that clash, or operands of unknown range.
+
+    >>> swaps = Instructions(
+    ...     ["r[a] = r[a] + 1", "skip = x[r[a]] <= x[r[b]]", "x[r[a]], x[r[b]] = x[r[b]], x[r[a]]"],
+    ...     {"r": Cells(2, fixed=["len(x)"]), "x": Memory()},
+    ...     result="x",
+    ... )
+    >>> swaps.inputs, swaps.sizes, swaps.straight
+    (('x',), (4, 3, 3), False)
+    """
+
+    def __init__(
+        self,
+        lines: Sequence[str],
+        banks: Mapping[str, Bank],
+        result: str,
+        *,
+        operands: tuple[int, int] | None = None,
+    ):
+        self.lines, self.banks, self.result = tuple(lines), dict(banks), result
+        if not self.lines:
+            raise ValueError("`Instructions(lines)`: there are none, and a program is made of them.")
+        for name, bank in self.banks.items():
+            if not (isinstance(bank, Bank) and name.isidentifier()) or name in (*OPERANDS, "skip", "again", BEGIN):
+                raise ValueError(
+                    f"`Instructions(banks)`: {name!r}: {bank!r}; expected a name (not `a`, `b`, `skip`, `again`, "
+                    "`begin`) of `Cells`, `Memory` or `Constants`."
+                )
+        self.parsed: tuple[Line, ...] = tuple(parse(text, self.banks) for text in self.lines)
+        for line in self.parsed:
+            for target in line.targets:
+                if isinstance(target, ast.Subscript) and isinstance(self.banks[_name(target)], Constants):
+                    raise ValueError(f"the line {line.text!r} writes to `{_name(target)}`, and constants stay.")
+        self.sizes = (1 + len(self.lines), *(operands or self._operands()))
+        if self.sizes[0] * self.sizes[1] * self.sizes[2] > 2**24 or min(self.sizes) < 1:
+            raise ValueError(f"`Instructions`: {self.sizes} lines and operands; expected 1 or more, not millions.")
+        self.returned = expression(result)
+        self.inputs = self._inputs()
+
+    def __repr__(self) -> str:
+        return f"Instructions({list(self.lines)}, {self.banks}, result={self.result!r}, operands={self.sizes[1:]})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Instructions) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    @functools.cached_property
+    def straight(self) -> bool:
+        """Does every program go through its lines once, from top to bottom?"""
+        return not any(line.flag("skip") or line.flag("again") for line in self.parsed)
+
+    def check(self, code: np.ndarray) -> None:
+        """**Raises** `ValueError` for a program with a number that is no line's, or an operand that is none."""
+        for place, row in enumerate(code.tolist()):
+            for entry, size, what in zip(row, self.sizes, ("a line's number", "operand a", "operand b"), strict=True):
+                if not 0 <= entry < size:
+                    raise ValueError(f"line {place} of the program is {row}: {entry} is not {what}, 0 to {size - 1}.")
+
+    def _operands(self) -> tuple[int, int]:
+        found = {name: 1 for name in OPERANDS}
+        for line in self.parsed:
+            for node in (n for part in (*line.targets, line.value) if part is not None for n in ast.walk(part)):
+                match node:
+                    case ast.Subscript(value=ast.Name(id=bank), slice=ast.Name(id=operand)) if operand in found:
+                        if bank not in self.banks:
+                            raise ValueError(f"the line {line.text!r}: `{bank}` is none of its banks.")
+                        size = self.banks[bank].size
+                        if size is None:
+                            raise ValueError(
+                                f"the line {line.text!r}: how many values `{operand}` takes is unknown, as the length "
+                                f"of `{bank}` is; give `operands=(.., ..)`."
+                            )
+                        found[operand] = max(found[operand], size)
+        return found["a"], found["b"]
+
+    def _inputs(self) -> tuple[str, ...]:
+        names = [name for name, bank in self.banks.items() if isinstance(bank, Memory)]
+        for bank in self.banks.values():
+            if isinstance(bank, Cells):
+                for text in bank.texts:
+                    names += [n.id for n in ast.walk(expression(text)) if isinstance(n, ast.Name) and n.id != "len"]
+        return tuple(dict.fromkeys(names))
+
+
+def _name(target: ast.Subscript) -> str:
+    assert isinstance(target.value, ast.Name)
+    return target.value.id

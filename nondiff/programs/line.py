@@ -1,0 +1,168 @@
+"""A line of a program is a line of Python as text, and this file is what such a line may say.
+
+The text has two meanings, and one walk for both: `lanes.py` computes it for a whole population with JAX, `python.py`
+prints it as part of a program. So what is printed is what was computed.
+"""
+
+import abc
+import ast
+from typing import Any, Generic, TypeVar
+
+from nondiff.core.record import record
+
+Value = TypeVar("Value")
+OPERANDS = ("a", "b")
+FLAGS = ("skip", "again")
+BINARY = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
+COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
+WORDS = {"abs": 1, "min": 2, "max": 2, "sin": 1, "cos": 1, "tanh": 1, "exp": 1, "log": 1, "sqrt": 1}
+"""Functions that a line may call, and how many arguments they take."""
+BEGIN = "begin"
+
+
+@record
+class Line:
+    """One instruction: `targets = value`, as Python's own syntax trees."""
+
+    text: str
+    targets: tuple[ast.expr, ...]
+    value: ast.expr | None
+    """`None` for `begin`."""
+
+    def flag(self, name: str) -> bool:
+        """Does it set `skip`, or `again`?"""
+        return any(isinstance(target, ast.Name) and target.id == name for target in self.targets)
+
+
+class AbstractMeaning(abc.ABC, Generic[Value]):
+    """What the parts of an expression stand for."""
+
+    @abc.abstractmethod
+    def number(self, value: bool | int | float) -> Value: ...
+
+    @abc.abstractmethod
+    def name(self, name: str) -> Value:
+        """An operand of a line, or an input where a bank starts."""
+
+    @abc.abstractmethod
+    def whole_bank(self, bank: str) -> Value:
+        """All of its places, as a result."""
+
+    @abc.abstractmethod
+    def read(self, bank: str, index: Value) -> Value: ...
+
+    @abc.abstractmethod
+    def length(self, bank: str) -> Value: ...
+
+    @abc.abstractmethod
+    def call(self, function: str, args: list[Value]) -> Value: ...
+
+    @abc.abstractmethod
+    def binary(self, op: ast.operator, left: Value, right: Value) -> Value: ...
+
+    @abc.abstractmethod
+    def negative(self, x: Value) -> Value: ...
+
+    @abc.abstractmethod
+    def compare(self, op: ast.cmpop, left: Value, right: Value) -> Value: ...
+
+    @abc.abstractmethod
+    def both(self, left: Value, right: Value) -> Value: ...
+
+    @abc.abstractmethod
+    def either(self, left: Value, right: Value) -> Value: ...
+
+    @abc.abstractmethod
+    def no(self, x: Value) -> Value: ...
+
+    @abc.abstractmethod
+    def choose(self, test: Value, yes: Value, no: Value) -> Value: ...
+
+
+def walk(node: ast.expr, means: AbstractMeaning[Value], banks: Any) -> Value | tuple[Value, ...]:
+    """The value of an expression; a tuple for one of several values. `banks` are the names that may be indexed."""
+
+    def one(node: ast.expr) -> Any:
+        return walk(node, means, banks)
+
+    match node:
+        case ast.Constant(value=bool() | int() | float() as value):
+            return means.number(value)
+        case ast.Name(id=name) if name in banks:
+            return means.whole_bank(name)
+        case ast.Name(id=name):
+            return means.name(name)
+        case ast.Subscript(value=ast.Name(id=bank), slice=index) if bank in banks:
+            return means.read(bank, one(index))
+        case ast.Call(func=ast.Name(id="len"), args=[ast.Name(id=bank)], keywords=[]) if bank in banks:
+            return means.length(bank)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if WORDS.get(name) == len(args):
+            return means.call(name, [one(x) for x in args])
+        case ast.BinOp(left=left, op=op, right=right) if isinstance(op, BINARY):
+            return means.binary(op, one(left), one(right))
+        case ast.UnaryOp(op=ast.USub(), operand=x):
+            return means.negative(one(x))
+        case ast.UnaryOp(op=ast.Not(), operand=x):
+            return means.no(one(x))
+        case ast.Compare(left=left, ops=[op], comparators=[right]) if isinstance(op, COMPARISONS):
+            return means.compare(op, one(left), one(right))
+        case ast.BoolOp(op=op, values=values):
+            join = means.both if isinstance(op, ast.And) else means.either
+            first, *others = map(one, values)
+            for other in others:
+                first = join(first, other)
+            return first
+        case ast.IfExp(test=test, body=yes, orelse=no):
+            return _choose(means, one(test), one(yes), one(no))
+        case ast.Tuple(elts=parts):
+            return tuple(map(one, parts))
+    raise ValueError(
+        f"`{ast.unparse(node)}` is nothing that a line may say. It may use numbers, `bank[place]`, `len(bank)`, "
+        f"`+ - * / // %`, comparisons of two values, `and`, `or`, `not`, `x if test else y`, and {', '.join(WORDS)}."
+    )
+
+
+def _choose(means: AbstractMeaning[Any], test: Any, yes: Any, no: Any) -> Any:
+    if isinstance(yes, tuple) and isinstance(no, tuple) and len(yes) == len(no):
+        return tuple(means.choose(test, x, y) for x, y in zip(yes, no, strict=True))
+    if isinstance(yes, tuple) or isinstance(no, tuple):
+        raise ValueError("both sides of a line's `if` need as many values.")
+    return means.choose(test, yes, no)
+
+
+def parse(text: str, banks: Any) -> Line:
+    """A line from its text. **Raises** `ValueError` for one that is no assignment to a place of a bank, `skip` or
+    `again`."""
+    if text.strip() == BEGIN:
+        return Line(BEGIN, (), None)
+    try:
+        (node,) = ast.parse(text.strip()).body
+    except (SyntaxError, ValueError) as e:
+        raise ValueError(f"the line {text!r} is not one line of Python.") from e
+    if not isinstance(node, ast.Assign) or len(node.targets) != 1:
+        raise ValueError(f"the line {text!r} assigns nothing; expected one like 'r[a] = r[a] + 1', or 'begin'.")
+    (left,) = node.targets
+    targets = tuple(left.elts) if isinstance(left, ast.Tuple) else (left,)
+    for target in targets:
+        match target:
+            case ast.Name(id=name) if name in FLAGS:
+                pass
+            case ast.Subscript(value=ast.Name(id=bank)) if bank in banks:
+                pass
+            case _:
+                raise ValueError(
+                    f"the line {text!r} assigns to `{ast.unparse(target)}`; expected a place of one of the banks "
+                    f"{', '.join(banks)}, such as `{next(iter(banks))}[a]`, or `skip` or `again`."
+                )
+    line = Line(text.strip(), targets, node.value)
+    if line.flag("skip") and line.flag("again"):
+        raise ValueError(f"the line {text!r} sets `skip` and `again`; make it two lines.")
+    return line
+
+
+def expression(text: str) -> ast.expr:
+    """The tree of an expression. **Raises** `ValueError` if it is none."""
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as e:
+        raise ValueError(f"{text!r} is no expression of Python.") from e

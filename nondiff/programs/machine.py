@@ -1,0 +1,107 @@
+"""The machine: programs `[programs, length, 3]` on cases, line after line, until they end or their budget is spent.
+
+What a lane does depends on its own program and case alone. So a strategy may run lanes in any groups and any order.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nondiff.core.record import record
+from nondiff.programs.instructions import Instructions
+from nondiff.programs.lanes import SHORT, Banks, Lanes, start, step
+from nondiff.programs.line import BEGIN
+
+Inputs = Mapping[str, Array]
+"""By name: `[1 or programs, cases]`, of a `Memory` `[1 or programs, cases, length]`."""
+
+
+@record
+class Lines:
+    """The lines of programs, packed: one number says a line, its operands, and where `again` goes from there."""
+
+    packed: Int[Array, "programs length"]
+    begins: Int[Array, "programs length"]
+
+
+@record
+class Ran:
+    """Programs that ran, or have come so far."""
+
+    banks: Banks
+    place: Int[Array, "programs cases"]
+    """Of the next line; the program's length at its end."""
+    steps: Int[Array, "programs cases"]
+    """Lines that were taken."""
+
+
+def pack(instructions: Instructions, code: Int[Array, "programs length 3"]) -> Lines:
+    """Operands are wrapped round; a number that is no line's becomes 0, which does nothing."""
+    kinds, *operands = instructions.sizes
+    op = jnp.where((code[..., 0] < 0) | (code[..., 0] >= kinds), 0, code[..., 0])
+    a, b = (code[..., i + 1] % n for i, n in enumerate(operands))
+    after = jnp.arange(1, code.shape[1] + 1)
+    marks = [i + 1 for i, text in enumerate(instructions.lines) if text.strip() == BEGIN]
+    mark = jnp.where((op == marks[0]) if marks else jnp.zeros(op.shape, bool), after, 0)
+    return Lines((op * operands[0] + a) * operands[1] + b, jax.lax.cummax(mark, axis=1))
+
+
+def begin(instructions: Instructions, programs: int, cases: int, constants: Any, inputs: Inputs) -> Ran:
+    """Before the first line."""
+    zero = jnp.zeros((programs, cases), jnp.int32)
+    return Ran(start(instructions, programs, cases, constants, inputs), zero, zero)
+
+
+def advance(instructions: Instructions, lines: Lines, ran: Ran) -> Ran:
+    """One line more in every lane that has not ended."""
+    length = lines.packed.shape[1]
+    running = ran.place < length
+    op, a, b = _unpacked(instructions, _at(lines.packed, ran.place))
+    banks, flags = step(instructions, ran.banks, op, a, b, running)
+    following = ran.place + 1
+    if "skip" in flags:
+        following = following + flags["skip"]
+    if "again" in flags:
+        back = _at(lines.begins, ran.place) if BEGIN in instructions.lines else 0
+        following = jnp.where(flags["again"], back, following)
+    place = jnp.where(running, jnp.minimum(following, length), ran.place)
+    return Ran(banks, place, ran.steps + running)
+
+
+def advance_straight(instructions: Instructions, lines: Lines, ran: Ran, place: Any) -> Ran:
+    """One line more where no program jumps, so that all cases of one are at the same `place`."""
+    op, a, b = _unpacked(instructions, jax.lax.dynamic_slice_in_dim(lines.packed, place, 1, axis=1))
+    banks, _ = step(instructions, ran.banks, op, a, b, jnp.ones((1, 1), bool))
+    return Ran(banks, ran.place + 1, ran.steps + 1)
+
+
+def _unpacked(instructions: Instructions, packed: Array) -> tuple[Array, Array, Array]:
+    _, most_a, most_b = instructions.sizes
+    return packed // (most_a * most_b), packed // most_b % most_a, packed % most_b
+
+
+def _at(table: Int[Array, "programs length"], place: Int[Array, "programs cases"]) -> Int[Array, "programs cases"]:
+    if table.shape[1] > SHORT:
+        return jnp.take_along_axis(table, jnp.minimum(place, table.shape[1] - 1), axis=1)
+    out = jnp.broadcast_to(table[:, -1:], place.shape)
+    for i in range(table.shape[1] - 1):
+        out = jnp.where(place == i, table[:, i : i + 1], out)
+    return out
+
+
+def result(instructions: Instructions, ran: Ran) -> Any:
+    """What the programs give: `[programs, cases]`, of a bank `[programs, cases, places]`, a tuple for several."""
+    value = Lanes(ran.banks, {}).value(instructions.returned)
+
+    def one(x: Array) -> Array:
+        x = jnp.moveaxis(x, 1, 2) if x.ndim == 3 else x
+        return jnp.broadcast_to(x, (*ran.place.shape, *x.shape[2:]))
+
+    return tuple(map(one, value)) if isinstance(value, tuple) else one(value)
+
+
+Constants = Float[Array, "programs constants"] | None
+Halted = Bool[Array, "programs cases"]

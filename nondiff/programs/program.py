@@ -1,0 +1,202 @@
+"""A program as a part of a model: its lines are integers among the parameters, and any of them is a program."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Key
+
+from nondiff.core.checks import check_count
+from nondiff.core.code import Code
+from nondiff.core.domain import Real
+from nondiff.core.record import record
+from nondiff.programs.banks import Constants
+from nondiff.programs.execute import Outcome, executor
+from nondiff.programs.instructions import Instructions
+from nondiff.programs.python import to_python
+from nondiff.programs.strategies import AbstractStrategy, Together
+
+
+@record
+class Genome:
+    """A program's parameters."""
+
+    code: Any
+    """Whole numbers `[length, 3]`: each row is a line's number in the set, from 1, and its operands `a` and `b`.
+    0 is an empty line."""
+    constants: Any = None
+    """Floats `[constants]`: the values of the set's `Constants`; `None` without."""
+
+
+class Program(eqx.Module):
+    """Lines of an instruction set, run by JAX: `program(params, x)`.
+
+    The parameters are a `Genome`, one row of whole numbers for each line. Every one of them is a program, none is
+    compiled anew, and an empty line does nothing. It is run for all cases, and under `jax.vmap` all genomes, at once.
+    Constants and float inputs have derivatives where nothing jumps past them, the lines have none.
+
+    **Arguments:**
+
+    - `instructions`: what a line may be.
+    - `length`: how many lines, empty ones too; at least 1.
+    - `steps`: the budget: so many lines are taken at most. Default: `length`, enough where no line goes back.
+    - `strategy`: how a population is run (default `Together()`); results are the same.
+
+    **Raises** `ValueError` for a length or budget below 1; when called, for a genome that is none of this program's,
+    and for inputs of other names, types or shapes, or without cases.
+
+    >>> import jax.numpy as jnp
+    >>> from nondiff import Cells, Memory
+    >>> sum_up = Instructions(
+    ...     ["r[a] = r[b]", "r[a] = r[a] + x[r[b]]", "r[a] = r[a] + 1", "again = r[a] < len(x)"],
+    ...     {"r": Cells(2), "x": Memory()},
+    ...     result="r[0]",
+    ... )
+    >>> program = Program(sum_up, length=3, steps=100)
+    >>> code = jnp.array([[2, 0, 1], [3, 1, 0], [4, 1, 0]])
+    >>> program(Genome(code), jnp.array([[1, 2, 3, 4], [0, 0, 5, 0]]))
+    Array([10,  5], dtype=int32)
+    >>> print(program.to_python(Genome(code), name="sum_up"))
+    def clip(x):
+        return max(-1073741823, min(1073741823, x))
+    <BLANKLINE>
+    def sum_up(x):
+        r = [0, 0]
+        x = list(x)
+        while True:
+            r[0] = clip(r[0] + x[r[1] % len(x)])
+            r[1] = clip(r[1] + 1)
+            again = r[1] < len(x)
+            if not again:
+                break
+        return r[0]
+    """
+
+    instructions: Instructions = eqx.field(static=True)
+    length: int = eqx.field(static=True, kw_only=True)
+    steps: int | None = eqx.field(static=True, kw_only=True, default=None)
+    strategy: AbstractStrategy = eqx.field(static=True, kw_only=True, default=Together())
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.instructions, Instructions):
+            raise ValueError(f"`Program({self.instructions!r})`: expected `Instructions`.")
+        check_count("Program", "length", self.length)
+        if self.steps is not None:
+            check_count("Program", "steps", self.steps)
+        if not isinstance(self.strategy, AbstractStrategy):
+            raise ValueError(f"`Program(strategy={self.strategy!r})`: expected one, for example `Together()`.")
+
+    @property
+    def _constants(self) -> int:
+        return sum(bank.number for bank in self.instructions.banks.values() if isinstance(bank, Constants))
+
+    @property
+    def domain(self) -> Genome:
+        """That of its parameters, for `domain=` of a problem: a `Genome` of domains."""
+        return Genome(Code(self.instructions.sizes), Real() if self._constants else None)
+
+    def init(self, key: Key[Array, ""]) -> Genome:
+        """A random program; constants are normal."""
+        k_code, k_constants = jr.split(key)
+        code = jr.randint(k_code, (self.length, 3), 0, jnp.asarray(self.instructions.sizes))
+        return Genome(code, jr.normal(k_constants, (self._constants,)) if self._constants else None)
+
+    def __call__(self, params: Genome, x: Any) -> Any:
+        """What the set's `result` says: `[cases]`, or `[cases, places]`. `x` is the input, `[cases]` or, of a `Memory`,
+        `[cases, length]`; a dictionary of them by name if there are several."""
+        return self.run(params, x).result
+
+    def run(self, params: Genome, x: Any) -> Outcome:
+        """The result, whether it is one, and what it cost."""
+        inputs = self._checked_inputs(x)
+        self._check(params)
+        code = jnp.asarray(params.code)[None]
+        constants = None if params.constants is None else jnp.asarray(params.constants)[None]
+        budget = self.length if self.steps is None else self.steps
+        out = executor(self.instructions, budget, self.strategy)(code, constants, inputs)
+        return jtu.tree_map(lambda x: x[0], out)
+
+    def _check(self, params: Any) -> None:
+        if not isinstance(params, Genome):
+            raise ValueError(f"`Program`: expected its parameters, a `Genome`, and got {type(params).__name__}.")
+        shape, dtype = jnp.shape(params.code), jnp.result_type(params.code)
+        if shape != (self.length, 3) or not jnp.issubdtype(dtype, jnp.integer):
+            raise ValueError(
+                f"`Program(length={self.length})`: its code is {dtype}{list(shape)}; expected integers "
+                f"[{self.length}, 3]."
+            )
+        given = 0 if params.constants is None else jnp.shape(params.constants)[-1]
+        if given != self._constants:
+            raise ValueError(f"`Program`: {given} constants are given, and its instructions have {self._constants}.")
+
+    def _checked_inputs(self, x: Any) -> dict[str, Array]:
+        names, banks = self.instructions.inputs, self.instructions.banks
+        given = x if isinstance(x, Mapping) else {names[0]: x} if len(names) == 1 else None
+        if given is None or set(given) != set(names):
+            what = sorted(given) if given is not None else type(x).__name__
+            raise ValueError(
+                f"`Program`: its inputs are {', '.join(names)}, and {what} is given; pass "
+                "a dictionary by name, or an array if there is one input."
+            )
+        out = {}
+        for name, value in given.items():
+            value, bank = jnp.asarray(value), banks.get(name)
+            if value.ndim != (1 if bank is None else 2) or 0 in value.shape:
+                raise ValueError(
+                    f"`Program`: the input `{name}` is {list(value.shape)}; expected "
+                    f"{'[cases]' if bank is None else '[cases, length]'}, 1 or more of each."
+                )
+            real = jnp.issubdtype(value.dtype, jnp.floating)
+            if bank is not None and real and not bank.real:
+                raise ValueError(f"`Program`: the input `{name}` is {value.dtype}, and holds whole numbers.")
+            kind = jnp.float32 if (real if bank is None else bank.real) else jnp.int32
+            out[name] = value.astype(kind)[None]
+        counts = {name: x.shape[1] for name, x in out.items()}
+        if len(set(counts.values())) != 1:
+            raise ValueError(f"`Program`: its inputs have so many cases: {counts}; expected equally many.")
+        return out
+
+    def to_python(self, params: Genome, *, name: str = "program") -> str:
+        """Readable Python that computes the same for one case, from plain numbers and lists. Floats are those of NumPy,
+        of 32 bits. It has no budget: where the program does not halt, neither does it."""
+        self._check(params)
+        code = np.asarray(params.code)
+        self.instructions.check(code)
+        constants = () if params.constants is None else np.asarray(params.constants).tolist()
+        return to_python(self.instructions, code, constants, name)
+
+    def simplify(self, params: Genome, x: Any) -> Genome:
+        """The program without lines that change nothing: two or one at a time are left out, from the end, if the
+        outcome on `x` stays what it was, until none can be. Give it more cases than it was found with."""
+        one = np.eye(self.length, dtype=bool)
+        two = [one[i] | one[j] for j in range(self.length) for i in range(j)]
+        masks = np.array([*one, *two])[:, :, None]
+
+        @jax.jit
+        def same(code: Array) -> Array:
+            """Of each mask, whether the program without its lines has the same outcome."""
+            found = jax.vmap(lambda c: self.run(Genome(c, params.constants), x))(jnp.where(masks, 0, code))
+            return _equal((found.result, found.halted), (wanted.result, wanted.halted))
+
+        wanted = self.run(params, x)
+        code = np.asarray(params.code)
+        while True:
+            there = (code[:, :1] != 0) & masks
+            possible = np.asarray(same(code)) & np.any(there, axis=(1, 2))
+            if not possible.any():
+                return Genome(jnp.asarray(code), params.constants)
+            code = np.where(masks[np.flatnonzero(possible)[-1]], 0, code)
+
+
+def _equal(found: Any, wanted: Any) -> Array:
+    """Of each program, whether all of its results are these."""
+
+    def one(x: Array, y: Array) -> Array:
+        return jnp.all((x == y) | ((x != x) & (y != y)), axis=tuple(range(1, x.ndim)))
+
+    return jnp.all(jnp.stack(jtu.tree_leaves(jtu.tree_map(one, found, wanted))), axis=0)

@@ -1,0 +1,376 @@
+"""Programs: what JAX computes is what is printed, for whole numbers and floats, whatever runs them, and search finds
+them."""
+
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import nondiff as nd
+from nondiff.core.step import init
+from nondiff.programs.arithmetic import LIMIT
+from nondiff.testing import count_compilations
+from nondiff.trainers.variation import add_and_delete, change, splice
+
+COUNTING = nd.Instructions(
+    [
+        "r[a] = r[a] + 1",
+        "r[a] = r[b]",
+        "begin",
+        "r[a], again = (r[a] + 1, True) if r[a] + 1 < r[b] else (0, False)",
+        "skip = x[r[a]] <= x[r[b]] or r[a] == 2",
+        "x[r[a]], x[r[b]] = x[r[b]], x[r[a]]",
+        "r[a] = r[a] * r[b] - x[b]",
+        "r[a], r[b] = r[b] // r[a], x[r[a]] % r[b]",
+        "x[r[a]] = max(abs(r[b]), -r[a]) if not r[a] > r[b] and r[a] != 0 else min(r[a], a)",
+    ],
+    {"r": nd.Cells(["0", "first", "7"], fixed=["len(x)"]), "x": nd.Memory()},
+    result="x, r[1]",
+    operands=(4, 4),
+)
+FORMULAS = nd.Instructions(
+    [
+        "v[a] = v[a] + v[b]",
+        "v[a] = v[a] - c[b]",
+        "v[a] = v[a] * v[b]",
+        "v[a] = v[a] / v[b]",
+        "v[a] = sin(v[b])",
+        "v[a] = sqrt(v[b]) if v[b] >= 0 else -1",
+        "v[a] = c[b]",
+    ],
+    {"v": nd.Cells(["x", "y", "1"], real=True), "c": nd.Constants(2)},
+    result="v[0]",
+)
+
+
+def genomes(program: nd.Program, count: int, seed: int = 0) -> nd.Genome:
+    return jax.vmap(program.init)(jr.split(jr.key(seed), count))
+
+
+def row(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda x: np.asarray(x[i]), tree)
+
+
+def printed(program: nd.Program, genome: nd.Genome) -> Any:
+    made: dict[str, Any] = {}
+    exec(program.to_python(genome), made)
+    return made["program"]
+
+
+def inputs(cases: int, length: int = 5, large: int = 9) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    return {"x": random.integers(-large, large, (cases, length)), "first": random.integers(-large, large, cases)}
+
+
+@pytest.mark.parametrize(("length", "large"), [(5, 9), (20, LIMIT)])
+def test_python_says_what_jax_computes(length: int, large: int) -> None:
+    """Short memories are read by comparison, long ones by address."""
+    program = nd.Program(COUNTING, length=12, steps=150)
+    x, every = inputs(4, length, large), genomes(program, 150)
+    ran = jax.tree.map(np.asarray, jax.jit(jax.vmap(lambda g: program.run(g, x)))(every))
+    told = 0
+    for i in range(150):
+        function = printed(program, row(every, i))
+        for case in np.flatnonzero(ran.halted[i]):
+            memory, cell = function(x["x"][case].tolist(), int(x["first"][case]))
+            assert memory == ran.result[0][i, case].tolist() and cell == ran.result[1][i, case]
+            told += 1
+    assert 300 < told < 600  # some never end
+    assert np.all((ran.steps == 150) | ran.halted)
+
+
+def test_python_says_what_jax_computes_of_floats() -> None:
+    program = nd.Program(FORMULAS, length=8)
+    every = genomes(program, 100)
+    random = np.random.default_rng(0)
+    x = {"x": random.normal(size=6).astype(np.float32), "y": np.array([0, 1, -1, 1e30, 3, -2], np.float32)}
+    found = np.asarray(jax.jit(jax.vmap(lambda g: program(g, x)))(every))
+    with np.errstate(all="ignore"):
+        for i in range(100):
+            function = printed(program, row(every, i))
+            told = [function(float(x["x"][k]), float(x["y"][k])) for k in range(6)]
+            np.testing.assert_allclose(found[i], np.array(told, np.float32), rtol=2e-4, atol=1e-6)
+    assert np.isfinite(found).mean() > 0.6 and np.unique(found).size > 100
+
+
+def test_arithmetic_is_closed() -> None:
+    lines = [
+        "v[0] = v[0] + v[1]",
+        "v[0] = v[0] - v[1]",
+        "v[0] = v[0] * v[1]",
+        "v[0] = v[0] // v[1]",
+        "v[0] = v[0] % v[1]",
+    ]
+    program = nd.Program(nd.Instructions(lines, {"v": nd.Cells(["x", "y"])}, "v[0]", operands=(1, 1)), length=1)
+    values = [0, 1, -1, 7, -7, 46_341, 2**20, LIMIT, -LIMIT]
+    x, y = map(np.array, zip(*itertools.product(values, values), strict=True))
+    cut = lambda z: max(-LIMIT, min(LIMIT, z))  # noqa: E731
+    exact = [
+        lambda x, y: cut(x + y), lambda x, y: cut(x - y), lambda x, y: cut(x * y),
+        lambda x, y: x // y if y else 0, lambda x, y: x % y if y else 0,
+    ]  # fmt: skip
+    for i, fn in enumerate(exact):
+        found = program(nd.Genome(jnp.array([[i + 1, 0, 0]])), {"x": x, "y": y})
+        assert found.tolist() == [fn(int(a), int(b)) for a, b in zip(x, y, strict=True)]
+
+
+@pytest.mark.parametrize("strategy", [nd.Together(1), nd.Together(7), nd.Together(300)])
+@pytest.mark.parametrize("instructions", [COUNTING, FORMULAS])
+def test_strategies_are_equal(instructions: nd.Instructions, strategy: nd.AbstractStrategy) -> None:
+    usual = nd.Program(instructions, length=9, steps=90)
+    other = nd.Program(instructions, length=9, steps=90, strategy=strategy)
+    x = inputs(3) if instructions is COUNTING else {"x": np.array([0.5, 2, -1]), "y": np.array([1.0, -2, 0])}
+    every = genomes(usual, 40)
+    found = [jax.jit(jax.vmap(lambda g, p=p: p.run(g, x)))(every) for p in (usual, other)]
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    alone = [usual.run(row(every, i), x) for i in range(3)]
+    for i, one in enumerate(alone):
+        jax.tree.map(np.testing.assert_array_equal, one, row(found[0], i))
+
+
+def test_maps_over_programs_inputs_and_both() -> None:
+    program = nd.Program(COUNTING, length=9, steps=90)
+    every, x = genomes(program, 6), inputs(4)
+    grid = jax.tree.map(lambda g: g.reshape(2, 3, *g.shape[1:]), every)
+    both = jax.vmap(jax.vmap(lambda g: program(g, x)))(grid)
+    flat = jax.vmap(lambda g: program(g, x))(every)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.reshape(b.shape), b), both, flat)
+    shifted = {name: np.stack([value, value + 1, value * 2]) for name, value in x.items()}
+    mapped = jax.vmap(lambda row, inputs: jax.vmap(lambda g: program(g, inputs))(row), (None, 0))(every, shifted)
+    for k in range(3):
+        one = {name: value[k] for name, value in shifted.items()}
+        alone = jax.vmap(lambda g, one=one: program(g, one))(every)
+        jax.tree.map(lambda a, b, k=k: np.testing.assert_array_equal(a[k], b), mapped, alone)
+
+
+def test_a_new_program_compiles_nothing() -> None:
+    program = nd.Program(COUNTING, length=6, steps=50)
+    run, x = jax.jit(program.run), inputs(2)
+    first, second = program.init(jr.key(0)), program.init(jr.key(1))
+    jax.block_until_ready(run(first, x))
+    with count_compilations() as compiled:
+        jax.block_until_ready(run(second, x))
+    assert not compiled
+
+
+def test_constants_have_derivatives() -> None:
+    """(x - c0) * x * c1 at (3, 1) and (2, 1)."""
+    program = nd.Program(FORMULAS, length=4)
+    code = jnp.array([[7, 1, 0], [2, 0, 0], [3, 0, 2], [0, 0, 0]])  # y = c0; x = x - c0; x = x * 1
+
+    def loss(constants: Any) -> Any:
+        return jnp.sum(program(nd.Genome(code, constants), {"x": jnp.array([3.0, 2.0]), "y": jnp.ones(2)}) ** 2)
+
+    np.testing.assert_allclose(jax.grad(loss)(jnp.array([0.5, 4.0])), [-2 * (2.5 + 1.5), 0], rtol=1e-6)
+    many = jax.vmap(jax.grad(loss))(jnp.array([[0.5, 4.0], [1.0, 0.0]]))
+    np.testing.assert_allclose(many[:, 0], [-8, -6], rtol=1e-6)
+
+
+def test_a_program_that_never_ends_spends_its_budget() -> None:
+    lines = nd.Instructions(["r[a] = r[a] + 1", "again = True"], {"r": nd.Cells(["x"])}, "r[0]")
+    code = jnp.array([[1, 0, 0], [2, 0, 0], [1, 0, 0]])
+    ran = nd.Program(lines, length=3, steps=101).run(nd.Genome(code), jnp.array([0, 10]))
+    assert ran.result.tolist() == [51, 61] and not ran.halted.any() and ran.steps.tolist() == [101, 101]
+    nothing = nd.Program(lines, length=3, steps=101).run(nd.Genome(jnp.zeros((3, 3), int)), jnp.array([5]))
+    assert nothing.result.tolist() == [5] and nothing.halted.all() and nothing.steps.tolist() == [3]
+
+
+def test_what_changes_nothing_is_left_out() -> None:
+    lines = ["r[a] = r[a] + 1", "r[a] = r[a] - 1", "r[a] = r[a] + r[b]"]
+    program = nd.Program(nd.Instructions(lines, {"r": nd.Cells(["x", "0"])}, "r[0]"), length=6)
+    code = jnp.array([[1, 1, 0], [1, 0, 0], [2, 0, 0], [2, 1, 0], [3, 0, 0], [3, 1, 1]])  # 2 x, and much besides
+    short = program.simplify(nd.Genome(code), jnp.arange(-5, 6))
+    assert short.code[:, 0].tolist() == [0, 0, 0, 0, 3, 0]
+    assert program(short, jnp.array([21])).tolist() == [42]
+
+
+def says(*parts: str) -> Any:
+    return pytest.raises(ValueError, match=".*".join(parts))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_input() -> None:
+    r = {"r": nd.Cells(2)}
+    for line, *parts in [
+        ("r[a] = ", "not one line"),
+        ("r[a] + 1", "assigns nothing"),
+        ("q[a] = 1", "assigns to `q", "banks r"),
+        ("r[a] = q[b]", "`q"),
+        ("r[a] = r[b] / 2", "`//`"),
+        ("r[a] = open('x')", "open", "nothing that a line may say"),
+        ("r[a] = 1.5", "float", "real=True"),
+        ("r[a], r[b] = 1", "2 targets, 1 values"),
+        ("skip, again = True, True", "two lines"),
+    ]:
+        with says(*parts):
+            program = nd.Program(nd.Instructions([line], {**r, "x": nd.Memory()}, "r[0]"), length=1)
+            program(program.init(jr.key(0)), jnp.ones((1, 1), int))
+    with says("none"):
+        nd.Instructions([], r, "r[0]")
+    with says("`b` takes is unknown", "operands="):
+        nd.Instructions(["r[a] = x[b]"], {**r, "x": nd.Memory()}, "r[0]")
+    with says("writes to `c`", "constants stay"):
+        nd.Instructions(["c[a] = 1.0"], {"c": nd.Constants(1)}, "c[0]")
+    with says("'skip'", "expected a name"):
+        nd.Instructions(["skip[a] = 1"], {"skip": nd.Cells(1)}, "skip[0]")
+    program = nd.Program(COUNTING, length=3, steps=10)
+    code, x = jnp.zeros((3, 3), int), inputs(2)
+    for genome, *parts in [
+        (code, "a `Genome`"),
+        (nd.Genome(code[:2]), "length=3", r"\[2, 3\]"),
+        (nd.Genome(code.astype(float)), "float32"),
+        (nd.Genome(code, jnp.ones(1)), "1 constants"),
+    ]:
+        with says(*parts):
+            program(genome, x)
+    for given, *parts in [
+        (x["x"], "x, first", "dictionary"),
+        ({"x": x["x"]}, "first"),
+        ({**x, "first": x["first"][:1]}, "equally many"),
+        ({**x, "x": x["x"][:0]}, "1 or more"),
+        ({**x, "x": x["x"][:, :0]}, "1 or more"),
+        ({**x, "x": x["x"] * 0.5}, "whole numbers"),
+    ]:
+        with says(*parts):
+            program(nd.Genome(code), given)
+    with says("line 1", "99", "0 to 9"):
+        program.to_python(nd.Genome(code.at[1, 0].set(99)))
+    assert program(nd.Genome(code.at[1, 0].set(99)), x)[0].tolist() == x["x"].tolist()  # no line: does nothing
+    wrong: list[dict[str, Any]] = [{"length": 0}, {"length": 1, "steps": 0}, {"length": 1, "strategy": 3}]
+    for arguments in wrong:
+        with says("Program"):
+            nd.Program(COUNTING, **arguments)
+    with says("chunk"):
+        nd.Together(0)
+
+
+def test_lexicase_by_enumeration() -> None:
+    """Every order of three cases is as likely as any other."""
+    losses = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0], [0, 2, 2], [0, 1, 1], [np.inf] * 3])
+    chances = np.zeros(len(losses))
+    for order in itertools.permutations(range(3)):
+        alive = np.arange(len(losses))
+        for case in order:
+            alive = alive[losses[alive, case] == losses[alive, case].min()]
+        chances[alive] += 1 / len(alive) / math.factorial(3)
+    chosen = nd.Lexicase()(jnp.asarray(losses, jnp.float32), 20_000, key=jr.key(0))
+    np.testing.assert_allclose(np.bincount(chosen, minlength=6) / 20_000, chances, atol=0.02)
+    assert chances[3] == 0 and chances[2] == pytest.approx(1 / 3)
+    aggregated = nd.DALex()(jnp.asarray(losses, jnp.float32), 20_000, key=jr.key(0))
+    shares = np.bincount(aggregated, minlength=6) / 20_000
+    assert shares[3] == shares[5] == 0  # 4 is like 0, and the first of equals is taken
+    np.testing.assert_allclose([shares[0] + shares[4], shares[1], shares[2]], [1 / 3] * 3, atol=0.05)
+
+
+def test_epsilon_lexicase_keeps_what_is_nearly_best() -> None:
+    losses = jnp.array([[0.0, 9.0], [0.5, 0.0], [1.0, 0.6], [7.0, 0.1]])  # median deviations 0.5 and 0.3
+    exactly = nd.Lexicase()(losses, 400, key=jr.key(0))
+    nearly = nd.Lexicase(None)(losses, 400, key=jr.key(0))
+    assert set(exactly.tolist()) == {0, 1} and set(nearly.tolist()) == {1}
+    assert set(nd.Lexicase(1.0)(losses, 400, key=jr.key(0)).tolist()) == {1, 2}
+
+
+def test_lines_vary() -> None:
+    domain = nd.Code((50, 50, 50))
+    lines = jnp.where(jnp.arange(20)[:, None] < 12, 10 + jnp.arange(20)[:, None] * jnp.ones((1, 3), int), 0)
+    keys = jr.split(jr.key(0), 2_000)
+    added = jax.vmap(lambda k: add_and_delete(lines, domain, jnp.asarray(0.2), key=k))(keys)
+    counts = np.sum(np.asarray(added)[:, :, 0] != 0, 1)
+    assert counts.mean() == pytest.approx(12, abs=0.15)  # 1.2 (1 - 1/6) = 1; new lines may be empty ones, 1 in 50
+    kept = [x[np.all(x == x[:, :1], 1) & (x[:, 0] >= 10) & (x[:, 0] < 22), 0] for x in np.asarray(added)]
+    assert all(np.all(np.diff(x) > 0) for x in kept)  # in order
+    changed = jax.vmap(lambda k: change(lines, domain, jnp.asarray(0.25), key=k))(keys)
+    differing = np.not_equal(changed, lines)
+    assert differing.any(2)[:, :12].mean() == pytest.approx(0.25 * (0.5 * (1 - 1e-5) + 0.5 * 0.98), abs=0.01)
+    assert not differing[:, 12:].any()
+    other = jnp.full((20, 3), 3)
+    spliced = np.asarray(jax.vmap(lambda k: splice(lines, other, key=k))(keys))
+    inside = np.all(spliced == 3, 2)
+    assert np.all(np.abs(np.diff(inside.astype(int), axis=1)).sum(1) <= 2)  # one stretch
+    assert np.array_equal(spliced[~inside], np.broadcast_to(lines, spliced.shape)[~inside])
+
+
+def square() -> tuple[nd.Program, nd.Supervised]:
+    """x**2 + x + 1, exactly."""
+    lines = ["v[a] = v[a] * v[b]", "v[a] = v[a] + v[b]"]
+    program = nd.Program(nd.Instructions(lines, {"v": nd.Cells(["x", "1"])}, "v[0]"), length=6)
+
+    def loss(genome: nd.Genome, x: Any, key: Any) -> Any:
+        return jnp.minimum(jnp.abs(program(genome, x) - (x**2 + x + 1)), 100).astype(jnp.float32)
+
+    return program, nd.Supervised(loss, jnp.arange(-4, 5), params=program.init, domain=program.domain)
+
+
+@pytest.mark.parametrize("selection", [nd.Lexicase(), nd.DALex(), nd.Tournament(), nd.Truncation()])
+def test_search_finds_a_program(selection: nd.AbstractSelection) -> None:
+    program, problem = square()
+    trainer = nd.GeneticProgramming(population=128, selection=selection)
+    result = nd.fit(problem, trainer, steps=60, key=jr.key(1), log_every=60)
+    assert result.history[-1]["best"] == 0
+    assert program(result.params, jnp.array([100, -50])).tolist() == [10_101, 2_451]
+    assert result.history[-1]["lines"] == np.sum(result.params.code[:, 0] != 0)
+
+
+def test_genetic_takes_lines_and_lexicase_too() -> None:
+    _, problem = square()
+    trainer = nd.Genetic(population=256, selection=nd.Lexicase(), rate=0.1)
+    assert nd.fit(problem, trainer, steps=60, key=jr.key(0), log_every=60).history[-1]["best"] == 0
+
+
+def test_seeds_islands_and_a_mutation_of_ones_own() -> None:
+    _, problem = square()
+    found = jnp.array([[2, 1, 0], [1, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]])  # v1 += x; v0 *= v1
+    seeds = nd.Genome(jnp.stack([found, found * 0]))
+    trainer = nd.GeneticProgramming(population=8, seeds=seeds, islands=2, migrate_every=3, mutate=lambda p, key: p)
+    state = init(problem, trainer, key=jr.key(0))
+    assert state.trainer.members.code[1].tolist() == found.tolist()
+
+    def islands(keep: bool, steps: int) -> list[set[int]]:
+        """Where a program of one line, which nobody makes, has got to."""
+        still = nd.GeneticProgramming(
+            population=12, islands=3, migrate_every=4, mutate=lambda p, key: jax.tree.map(jnp.zeros_like, p),
+            seeds=nd.Genome(found[None]) if keep else None,
+        )  # fmt: skip
+        result = nd.fit(problem, still, steps=steps, key=jr.key(0), log_every=steps)
+        code = np.asarray(result.state.trainer.members.code).reshape(3, 4, -1)
+        return [{int(np.abs(c).sum()) for c in island} for island in code]
+
+    mark = int(np.abs(np.asarray(found)).sum())
+    assert [mark in island for island in islands(True, 3)] == [True, False, False]
+    assert [mark in island for island in islands(True, 4)] == [True, True, False]
+    assert [mark in island for island in islands(True, 8)] == [True, True, True]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_searches() -> None:
+    for arguments, *parts in [
+        ({"population": 1}, "population"),
+        ({"population": 8, "islands": 3}, "islands=3"),
+        ({"population": 8, "selection": 3}, "selection"),
+        ({"population": 8, "crossover": 1.5}, "crossover"),
+        ({"population": 8, "add": 0}, "add"),
+        ({"population": 8, "change": -1.0}, "change"),
+        ({"population": 8, "migrate_every": 0}, "migrate_every"),
+    ]:
+        with says(*parts):
+            nd.GeneticProgramming(**arguments)  # pyright: ignore[reportArgumentType]
+    program, problem = square()
+    seeds = jax.vmap(program.init)(jr.split(jr.key(0), 8))
+    with says("there are 8 seeds"):
+        nd.fit(problem, nd.GeneticProgramming(population=8, seeds=seeds), steps=1, key=jr.key(0))
+    with says("no leaf is a program"):
+        real = nd.BlackBox(lambda x: x**2, 1.0)
+        nd.fit(real, nd.GeneticProgramming(population=8), steps=1, key=jr.key(0))
+    with says("epsilon"):
+        nd.Lexicase(-1.0)
+    with says("pressure"):
+        nd.DALex(0)
+    with says("sizes"):
+        nd.Code((3, 0))
+    with says(r"\[lines, 2\]"):
+        nd.Code((3, 3)).check(jnp.zeros((4, 3), int), "params")
