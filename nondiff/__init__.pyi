@@ -96,6 +96,7 @@ from .problems import BlackBox as BlackBox
 from .problems import Gym as Gym
 from .problems import Supervised as Supervised
 from .programs import AbstractStrategy as AbstractStrategy
+from .programs import Automatic as Automatic
 from .programs import Cells as Cells
 from .programs import Constants as Constants
 from .programs import Genome as Genome
@@ -103,6 +104,7 @@ from .programs import Instructions as Instructions
 from .programs import Memory as Memory
 from .programs import Outcome as Outcome
 from .programs import Program as Program
+from .programs import Switch as Switch
 from .programs import Together as Together
 from .run.callback import AbstractCallback as AbstractCallback
 from .run.callback import Moment as Moment

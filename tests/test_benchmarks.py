@@ -224,3 +224,16 @@ def test_admm() -> None:
     for row in networks.values():
         assert 0 < row["accuracy_min"] == row["accuracy_mean"] < 1 and row["seconds"] > 0
     assert networks["digits", "LayerwiseADMM"]["accuracy_min"] > 0.8
+
+
+def test_programs() -> None:
+    """The engines must agree before anything is timed; the search is a real one."""
+    small = ("--cases", "8", "--trees", "20", "--turns=1", "--seeds=1", "--searches", "swap, lexicase")
+    found = bench("programs.py", *small)
+    engines = [row["engine"] for row in found["interpreter"]]
+    assert engines[:4] == ["nondiff", "nondiff Together()", "nondiff Switch()", "numpy"]
+    assert {"gplearn", "deap"} == {*engines[4:], *(line.split(":")[0] for line in found["skipped"])}
+    assert all(row["nodes_per_cpu_second"] > 0 for row in found["interpreter"])
+    (row,) = found["sort"]
+    assert row["solved"] == row["exact"] == row["seeds"] == 1
+    assert row["evaluations"][0] % 1024 == 0 and row["evaluations"][0] <= 300 * 1024

@@ -119,8 +119,13 @@ def test_arithmetic_is_closed() -> None:
         assert found.tolist() == [fn(int(a), int(b)) for a, b in zip(x, y, strict=True)]
 
 
-@pytest.mark.parametrize("strategy", [nd.Together(1), nd.Together(7), nd.Together(300)])
-@pytest.mark.parametrize("instructions", [COUNTING, FORMULAS])
+@pytest.mark.parametrize(
+    ("instructions", "strategy"),
+    [
+        *itertools.product([COUNTING, FORMULAS], [nd.Together(1), nd.Together(7), nd.Together(300)]),
+        (FORMULAS, nd.Switch()),
+    ],
+)
 def test_strategies_are_equal(instructions: nd.Instructions, strategy: nd.AbstractStrategy) -> None:
     usual = nd.Program(instructions, length=9, steps=90)
     other = nd.Program(instructions, length=9, steps=90, strategy=strategy)
@@ -245,6 +250,8 @@ def test_wrong_input() -> None:
     for arguments in wrong:
         with says("Program"):
             nd.Program(COUNTING, **arguments)
+    with says("Switch", "jump"):
+        nd.Program(COUNTING, length=1, strategy=nd.Switch())
     with says("chunk"):
         nd.Together(0)
 

@@ -1,13 +1,14 @@
 """Programs: instruction sets, the machine that runs them, and what they say in Python."""
 
 from nondiff.programs.banks import Cells, Constants, Memory
-from nondiff.programs.execute import Outcome
 from nondiff.programs.instructions import Instructions
+from nondiff.programs.machine import Outcome
 from nondiff.programs.program import Genome, Program
-from nondiff.programs.strategies import AbstractStrategy, Together
+from nondiff.programs.strategies import AbstractStrategy, Automatic, Switch, Together
 
 __all__ = [
     "AbstractStrategy",
+    "Automatic",
     "Cells",
     "Constants",
     "Genome",
@@ -15,5 +16,6 @@ __all__ = [
     "Memory",
     "Outcome",
     "Program",
+    "Switch",
     "Together",
 ]

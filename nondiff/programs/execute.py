@@ -7,36 +7,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array
 
-from nondiff.core.record import record
 from nondiff.programs import machine
 from nondiff.programs.instructions import Instructions
+from nondiff.programs.machine import Outcome
 from nondiff.programs.strategies import AbstractStrategy
-
-
-@record
-class Outcome:
-    """A program's run."""
-
-    result: Any
-    """`[cases]`, of a bank `[cases, places]`; a tuple if the set's result is one."""
-    halted: Bool[Array, "*programs cases"]
-    """Did it end within its budget? If not, `result` is what stood there then."""
-    steps: Int[Array, "*programs cases"]
-    """Lines that were taken."""
 
 
 @functools.lru_cache(maxsize=256)
 def executor(instructions: Instructions, steps: int, strategy: AbstractStrategy) -> Any:
     """Runs `[programs, ...]`, and under `jax.vmap` takes the mapped axis for one of programs."""
 
-    def outcome(ran: machine.Ran, length: int) -> Outcome:
-        return Outcome(machine.result(instructions, ran), ran.place >= length, ran.steps)
-
     @jax.custom_batching.custom_vmap
     def execute(code: Array, constants: Array | None, inputs: dict[str, Array]) -> Outcome:
-        return outcome(strategy(instructions, steps, code, constants, inputs), code.shape[1])
+        return strategy(instructions, steps, code, constants, inputs)
 
     @execute.def_vmap
     def _(size: int, mapped: Sequence[Any], code: Array, constants: Array | None, inputs: dict[str, Array]) -> Any:
@@ -64,7 +49,7 @@ def executor(instructions: Instructions, steps: int, strategy: AbstractStrategy)
             return machine.advance(instructions, lines, ran), None
 
         ran, _ = jax.lax.scan(go, ran, None, length=steps)
-        return outcome(ran, code.shape[1])
+        return machine.outcome(instructions, ran, code.shape[1])
 
     run = jax.custom_jvp(execute)
     run.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))

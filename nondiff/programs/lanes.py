@@ -8,6 +8,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -65,6 +66,8 @@ class Lanes(AbstractMeaning[Array]):
 
     def read(self, bank: str, index: Array) -> Array:
         held, place = self.banks[bank], self.place(bank, as_number(index))
+        if place.shape == (1, 1):
+            return jax.lax.dynamic_index_in_dim(held, place[0, 0], axis=1, keepdims=False)
         if held.shape[1] <= SHORT:
             out = held[:, 0]
             for i in range(1, held.shape[1]):
@@ -156,7 +159,7 @@ def step(
             target = parts[0][0]
             assert isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name)
             bank = target.value.id
-            value = _pick([(here, _stored(bank, banks[bank], value)) for _, here, value in parts])
+            value = _pick([(here, stored(value, banks[bank])) for _, here, value in parts])
             place = lanes.place(bank, as_number(lanes.value(target.slice)))
             where = where & running
             kind = instructions.banks[bank]
@@ -166,9 +169,10 @@ def step(
     return after, flags
 
 
-def _stored(bank: str, held: Array, value: Array) -> Array:
+def stored(value: Array, held: Array) -> Array:
+    """As it stands in a bank. **Raises** `ValueError` for a float among whole numbers."""
     if is_real(value) and not is_real(held):
-        raise ValueError(f"a line puts a float into `{bank}`, which holds whole numbers; make it `real=True`.")
+        raise ValueError("a line puts a float where whole numbers are held; make that bank `real=True`.")
     return value.astype(held.dtype)
 
 

@@ -17,6 +17,7 @@ from nondiff.programs.line import BEGIN
 
 Inputs = Mapping[str, Array]
 """By name: `[1 or programs, cases]`, of a `Memory` `[1 or programs, cases, length]`."""
+Constants = Float[Array, "programs constants"] | None
 
 
 @record
@@ -38,6 +39,18 @@ class Ran:
     """Lines that were taken."""
 
 
+@record
+class Outcome:
+    """A program's run."""
+
+    result: Any
+    """`[cases]`, of a bank `[cases, places]`; a tuple if the set's result is one."""
+    halted: Bool[Array, "*programs cases"]
+    """Did it end within its budget? If not, `result` is what stood there then."""
+    steps: Int[Array, "*programs cases"]
+    """Lines that were taken."""
+
+
 def pack(instructions: Instructions, code: Int[Array, "programs length 3"]) -> Lines:
     """Operands are wrapped round; a number that is no line's becomes 0, which does nothing."""
     kinds, *operands = instructions.sizes
@@ -49,7 +62,7 @@ def pack(instructions: Instructions, code: Int[Array, "programs length 3"]) -> L
     return Lines((op * operands[0] + a) * operands[1] + b, jax.lax.cummax(mark, axis=1))
 
 
-def begin(instructions: Instructions, programs: int, cases: int, constants: Any, inputs: Inputs) -> Ran:
+def begin(instructions: Instructions, programs: int, cases: int, constants: Constants, inputs: Inputs) -> Ran:
     """Before the first line."""
     zero = jnp.zeros((programs, cases), jnp.int32)
     return Ran(start(instructions, programs, cases, constants, inputs), zero, zero)
@@ -59,7 +72,7 @@ def advance(instructions: Instructions, lines: Lines, ran: Ran) -> Ran:
     """One line more in every lane that has not ended."""
     length = lines.packed.shape[1]
     running = ran.place < length
-    op, a, b = _unpacked(instructions, _at(lines.packed, ran.place))
+    op, a, b = unpacked(instructions, _at(lines.packed, ran.place))
     banks, flags = step(instructions, ran.banks, op, a, b, running)
     following = ran.place + 1
     if "skip" in flags:
@@ -71,14 +84,28 @@ def advance(instructions: Instructions, lines: Lines, ran: Ran) -> Ran:
     return Ran(banks, place, ran.steps + running)
 
 
-def advance_straight(instructions: Instructions, lines: Lines, ran: Ran, place: Any) -> Ran:
-    """One line more where no program jumps, so that all cases of one are at the same `place`."""
-    op, a, b = _unpacked(instructions, jax.lax.dynamic_slice_in_dim(lines.packed, place, 1, axis=1))
-    banks, _ = step(instructions, ran.banks, op, a, b, jnp.ones((1, 1), bool))
-    return Ran(banks, ran.place + 1, ran.steps + 1)
+def dense(instructions: Instructions, lines: Lines, steps: int) -> tuple[Lines, Int[Array, " programs"]]:
+    """Programs that do not jump without their empty lines, and how many lines are left of the first `steps`."""
+    op, _, _ = unpacked(instructions, lines.packed)
+    there = (op != 0) & (jnp.arange(op.shape[1]) < steps)
+    order = jnp.argsort(~there, axis=1, stable=True)
+    packed = jnp.take_along_axis(jnp.where(there, lines.packed, 0), order, axis=1)
+    return Lines(packed, lines.begins), jnp.sum(there, 1)
 
 
-def _unpacked(instructions: Instructions, packed: Array) -> tuple[Array, Array, Array]:
+def advance_straight(instructions: Instructions, lines: Lines, banks: Banks, place: Any) -> Banks:
+    """The line at `place` of all programs, which do not jump, so that all cases of one are there."""
+    op, a, b = unpacked(instructions, jax.lax.dynamic_slice_in_dim(lines.packed, place, 1, axis=1))
+    return step(instructions, banks, op, a, b, jnp.ones((1, 1), bool))[0]
+
+
+def at_the_end(ran: Ran, steps: int) -> Ran:
+    """Programs that did not jump, as they stand after so many lines."""
+    return Ran(ran.banks, jnp.full_like(ran.place, steps), jnp.full_like(ran.steps, steps))
+
+
+def unpacked(instructions: Instructions, packed: Array) -> tuple[Array, Array, Array]:
+    """Numbers and operands of lines."""
     _, most_a, most_b = instructions.sizes
     return packed // (most_a * most_b), packed // most_b % most_a, packed % most_b
 
@@ -92,16 +119,13 @@ def _at(table: Int[Array, "programs length"], place: Int[Array, "programs cases"
     return out
 
 
-def result(instructions: Instructions, ran: Ran) -> Any:
-    """What the programs give: `[programs, cases]`, of a bank `[programs, cases, places]`, a tuple for several."""
+def outcome(instructions: Instructions, ran: Ran, length: int) -> Outcome:
+    """What has come of programs of so many lines."""
     value = Lanes(ran.banks, {}).value(instructions.returned)
 
     def one(x: Array) -> Array:
         x = jnp.moveaxis(x, 1, 2) if x.ndim == 3 else x
         return jnp.broadcast_to(x, (*ran.place.shape, *x.shape[2:]))
 
-    return tuple(map(one, value)) if isinstance(value, tuple) else one(value)
-
-
-Constants = Float[Array, "programs constants"] | None
-Halted = Bool[Array, "programs cases"]
+    result = tuple(map(one, value)) if isinstance(value, tuple) else one(value)
+    return Outcome(result, ran.place >= length, ran.steps)

@@ -16,10 +16,11 @@ from nondiff.core.code import Code
 from nondiff.core.domain import Real
 from nondiff.core.record import record
 from nondiff.programs.banks import Constants
-from nondiff.programs.execute import Outcome, executor
+from nondiff.programs.execute import executor
 from nondiff.programs.instructions import Instructions
+from nondiff.programs.machine import Outcome
 from nondiff.programs.python import to_python
-from nondiff.programs.strategies import AbstractStrategy, Together
+from nondiff.programs.strategies import AbstractStrategy, Automatic
 
 
 @record
@@ -45,7 +46,7 @@ class Program(eqx.Module):
     - `instructions`: what a line may be.
     - `length`: how many lines, empty ones too; at least 1.
     - `steps`: the budget: so many lines are taken at most. Default: `length`, enough where no line goes back.
-    - `strategy`: how a population is run (default `Together()`); results are the same.
+    - `strategy`: how a population is run (default `Automatic()`, by the number of cases); results are the same.
 
     **Raises** `ValueError` for a length or budget below 1; when called, for a genome that is none of this program's,
     and for inputs of other names, types or shapes, or without cases.
@@ -80,7 +81,7 @@ class Program(eqx.Module):
     instructions: Instructions = eqx.field(static=True)
     length: int = eqx.field(static=True, kw_only=True)
     steps: int | None = eqx.field(static=True, kw_only=True, default=None)
-    strategy: AbstractStrategy = eqx.field(static=True, kw_only=True, default=Together())
+    strategy: AbstractStrategy = eqx.field(static=True, kw_only=True, default=Automatic())
 
     def __check_init__(self) -> None:
         if not isinstance(self.instructions, Instructions):
@@ -90,6 +91,7 @@ class Program(eqx.Module):
             check_count("Program", "steps", self.steps)
         if not isinstance(self.strategy, AbstractStrategy):
             raise ValueError(f"`Program(strategy={self.strategy!r})`: expected one, for example `Together()`.")
+        self.strategy.check(self.instructions)
 
     @property
     def _constants(self) -> int:

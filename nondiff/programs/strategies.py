@@ -5,7 +5,9 @@ hand: all lanes together, each choosing among the lines' values; or one program 
 """
 
 import abc
+import ast
 from collections.abc import Callable
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -14,13 +16,19 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Int
 
 from nondiff.core.checks import check_count
+from nondiff.programs import machine
+from nondiff.programs.banks import Cells
 from nondiff.programs.instructions import Instructions
-from nondiff.programs.machine import Constants, Inputs, Lines, Ran, advance, advance_straight, begin, pack
+from nondiff.programs.lanes import Banks, Lanes, stored
+from nondiff.programs.line import Line
+from nondiff.programs.machine import Constants, Inputs, Lines, Outcome, Ran
 
 LANES = 16_384
 """Programs times cases that are run at once: their values stay near the processor."""
 FIRST = 32
 """Most random programs end within so many steps; the others are then run by themselves."""
+SOME = 8
+"""Cases from which one line of one program is work enough to choose it by itself, on a CPU."""
 
 
 class AbstractStrategy(eqx.Module):
@@ -34,8 +42,12 @@ class AbstractStrategy(eqx.Module):
         code: Int[Array, "programs length 3"],
         constants: Constants,
         inputs: Inputs,
-    ) -> Ran:
+    ) -> Outcome:
         """All programs on all cases, for `steps` steps at most."""
+
+    def check(self, instructions: Instructions) -> None:
+        """Raise `ValueError` for a set whose programs it cannot run; default: there is none."""
+        del instructions
 
 
 class Together(AbstractStrategy):
@@ -56,54 +68,166 @@ class Together(AbstractStrategy):
 
     def __call__(
         self, instructions: Instructions, steps: int, code: Array, constants: Constants, inputs: Inputs
-    ) -> Ran:
-        programs, length, _ = code.shape
-        cases = jtu.tree_leaves(inputs)[0].shape[1]
-        ran = begin(instructions, programs, cases, constants, inputs)
-        lines = pack(instructions, code)
-        if instructions.straight:
-            return self._straight(instructions, min(steps, length), lines, ran)
-        ran = self._until(instructions, min(FIRST, steps), lines, ran, self._width(programs, cases))
-        if steps <= FIRST:
-            return ran
-        order = jnp.argsort(~jnp.any(ran.place < length, axis=1), stable=True)  # those that have not ended come first
-        lines, ran = jtu.tree_map(lambda x: x[order], (lines, ran))
-        width = min(self._width(programs, cases), max(programs // 16, 1))
-        ran = self._until(instructions, steps, lines, ran, width)
-        back = jnp.argsort(order)
-        return jtu.tree_map(lambda x: x[back], ran)
+    ) -> Outcome:
+        run = self._straight if instructions.straight else self._jumping
+        return run(instructions, steps, code, constants, inputs)
 
     def _width(self, programs: int, cases: int) -> int:
         if self.chunk is not None:
             return min(self.chunk, programs)
         return min(max(LANES // cases, 1), programs) if jax.default_backend() == "cpu" else programs
 
-    def _until(self, instructions: Instructions, steps: int, lines: Lines, ran: Ran, width: int) -> Ran:
-        def run(part: tuple[Lines, Ran]) -> Ran:
+    def _jumping(
+        self, instructions: Instructions, steps: int, code: Array, constants: Constants, inputs: Inputs
+    ) -> Outcome:
+        programs, length, _ = code.shape
+        width = self._width(programs, _cases(inputs))
+
+        def until(steps: int, part: tuple[Lines, Ran]) -> Ran:
             lines, ran = part
 
             def goes_on(ran: Ran) -> Array:
-                return jnp.any((ran.place < lines.packed.shape[1]) & (ran.steps < steps))
+                return jnp.any((ran.place < length) & (ran.steps < steps))
 
-            return jax.lax.while_loop(goes_on, lambda ran: advance(instructions, lines, ran), ran)
+            return jax.lax.while_loop(goes_on, lambda ran: machine.advance(instructions, lines, ran), ran)
 
-        return _in_chunks(run, (lines, ran), ran.place.shape[0], width)
+        lines = machine.pack(instructions, code)
+        ran = machine.begin(instructions, programs, _cases(inputs), constants, inputs)
+        ran = _in_chunks(lambda part: until(min(FIRST, steps), part), (lines, ran), programs, width)
+        if steps > FIRST:
+            order = jnp.argsort(~jnp.any(ran.place < length, axis=1), stable=True)  # what has not ended comes first
+            lines, ran = jtu.tree_map(lambda x: x[order], (lines, ran))
+            ran = _in_chunks(
+                lambda part: until(steps, part), (lines, ran), programs, min(width, max(programs // 16, 1))
+            )
+            ran = jtu.tree_map(lambda x: x[jnp.argsort(order)], ran)
+        return machine.outcome(instructions, ran, length)
 
-    def _straight(self, instructions: Instructions, steps: int, lines: Lines, ran: Ran) -> Ran:
-        def run(part: tuple[Lines, Ran]) -> Ran:
-            lines, ran = part
-            return jax.lax.fori_loop(0, steps, lambda i, ran: advance_straight(instructions, lines, ran, i), ran)
+    def _straight(
+        self, instructions: Instructions, steps: int, code: Array, constants: Constants, inputs: Inputs
+    ) -> Outcome:
+        programs, length, _ = code.shape
+        lines, counts = machine.dense(instructions, machine.pack(instructions, code), steps)
+        own, shared = _parted(inputs, programs)
+        order = jnp.argsort(counts, stable=True)  # what is equally long is run at once
 
-        programs, cases = ran.place.shape
-        return _in_chunks(run, (lines, ran), programs, self._width(programs, cases))
+        def run(part: Any) -> Outcome:
+            lines, counts, constants, own = part
+            ran = machine.begin(instructions, counts.shape[0], _cases(inputs), constants, own | shared)
+            banks = jax.lax.fori_loop(
+                0, jnp.max(counts), lambda i, banks: machine.advance_straight(instructions, lines, banks, i), ran.banks
+            )
+            ran = machine.at_the_end(Ran(banks, ran.place, ran.steps), min(steps, length))
+            return machine.outcome(instructions, ran, length)
+
+        parts = jtu.tree_map(lambda x: x[order], (lines, counts, constants, own))
+        out = _in_chunks(run, parts, programs, self._width(programs, _cases(inputs)))
+        return jtu.tree_map(lambda x: x[jnp.argsort(order)], out)
 
 
-def _in_chunks(run: Callable[[tuple[Lines, Ran]], Ran], xs: tuple[Lines, Ran], programs: int, width: int) -> Ran:
-    """`width` programs at a time; the last ones are run again where these do not come out even."""
+class Switch(AbstractStrategy):
+    """One program after the other, and of each line only what it computes: for programs that do not jump, on many
+    cases.
+
+    **Raises** `ValueError`, when a `Program` is made, for a set with lines that jump.
+    """
+
+    def check(self, instructions: Instructions) -> None:
+        if not instructions.straight:
+            raise ValueError(
+                "`Switch()`: lines of this set jump (`skip`, `again`), so the cases of a program are at different "
+                "lines. Use `Together()`."
+            )
+
+    def __call__(
+        self, instructions: Instructions, steps: int, code: Array, constants: Constants, inputs: Inputs
+    ) -> Outcome:
+        programs, length, _ = code.shape
+        lines, counts = machine.dense(instructions, machine.pack(instructions, code), steps)
+        own, shared = _parted(inputs, programs)
+
+        def run(part: Any) -> Outcome:
+            (lines, constants, own), count = jtu.tree_map(lambda x: x[None], part[:3]), part[3]
+            ran = machine.begin(instructions, 1, _cases(inputs), constants, own | shared)
+
+            def go(place: Any, banks: Banks) -> Banks:
+                return _one_line(instructions, banks, lines, place)
+
+            banks = jax.lax.fori_loop(0, count, go, ran.banks)
+            ran = machine.at_the_end(Ran(banks, ran.place, ran.steps), min(steps, length))
+            return jtu.tree_map(lambda x: x[0], machine.outcome(instructions, ran, length))
+
+        return jax.lax.map(run, (lines, constants, own, counts))
+
+
+class Automatic(AbstractStrategy):
+    """`Switch()` on a CPU for 8 cases or more and programs that do not jump, else `Together()`."""
+
+    def __call__(
+        self, instructions: Instructions, steps: int, code: Array, constants: Constants, inputs: Inputs
+    ) -> Outcome:
+        alone = instructions.straight and jax.default_backend() == "cpu" and _cases(inputs) >= SOME
+        return (Switch() if alone else Together())(instructions, steps, code, constants, inputs)
+
+
+def _one_line(instructions: Instructions, banks: Banks, lines: Lines, place: Any) -> Banks:
+    """The line at `place` of one program: a branch for each line of the set, which gives values.
+
+    They are written outside of it, so that no bank is copied. What a branch needs it computes by itself: whatever
+    passes between, such as an operand, costs as much as the values of some hundred cases.
+    """
+    targets = {ast.unparse(t): t for line in instructions.parsed for t in line.targets}
+
+    def here() -> tuple[Array, Lanes]:
+        op, a, b = machine.unpacked(instructions, jax.lax.dynamic_slice_in_dim(lines.packed, place, 1, axis=1))
+        return op[0, 0], Lanes(banks, {"a": a, "b": b})
+
+    def branch(line: Line) -> Callable[[], tuple[Array, ...]]:
+        def values() -> tuple[Array, ...]:
+            _, lanes = here()
+            value = lanes.value(line.value) if line.value is not None else ()
+            parts = value if isinstance(value, tuple) else (value,)
+            given: dict[str, Any] = dict(zip(map(ast.unparse, line.targets), parts, strict=True))
+
+            def one(text: str, target: Any) -> Array:
+                now, kind = lanes.value(target), instructions.banks[target.value.id]
+                new = jnp.broadcast_to(stored(given.get(text, now), now), now.shape)
+                if isinstance(kind, Cells) and kind.fixed:
+                    new = jnp.where(_place(lanes, target) < kind.free, new, now)
+                return new
+
+            return tuple(one(text, target) for text, target in targets.items())
+
+        return values
+
+    op, lanes = here()
+    out = jax.lax.switch(op - 1, [branch(line) for line in instructions.parsed])
+    after = dict(banks)
+    for target, value in zip(targets.values(), out, strict=True):
+        bank = cast(Any, target).value.id
+        after[bank] = jax.lax.dynamic_update_index_in_dim(after[bank], value, _place(lanes, target)[0, 0], axis=1)
+    return after
+
+
+def _place(lanes: Lanes, target: Any) -> Array:
+    return lanes.place(target.value.id, lanes.value(target.slice))
+
+
+def _cases(inputs: Inputs) -> int:
+    return jtu.tree_leaves(inputs)[0].shape[1]
+
+
+def _parted(inputs: Inputs, programs: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Inputs that each program has of its own, and those that all share."""
+    own = {name: x for name, x in inputs.items() if x.shape[0] == programs and programs > 1}
+    return own, {name: x for name, x in inputs.items() if name not in own}
+
+
+def _in_chunks(run: Callable[[Any], Any], xs: Any, programs: int, width: int) -> Any:
+    """`width` programs at a time; the last one is run again where they do not come out even."""
     if width >= programs:
         return run(xs)
     spare = -programs % width
     wide = jtu.tree_map(lambda x: jnp.concatenate([x, x[-1:].repeat(spare, 0)]) if spare else x, xs)
     wide = jtu.tree_map(lambda x: x.reshape(-1, width, *x.shape[1:]), wide)
-    out = jax.lax.map(run, wide)
-    return jtu.tree_map(lambda x: x.reshape(-1, *x.shape[2:])[:programs], out)
+    return jtu.tree_map(lambda x: x.reshape(-1, *x.shape[2:])[:programs], jax.lax.map(run, wide))

@@ -1,0 +1,126 @@
+"""Programs: what evaluating them costs beside other libraries, and how many evaluations it takes to find a sort.
+
+    python experiments/benchmarks/programs.py
+    python experiments/benchmarks/programs.py --parts interpreter
+    python experiments/benchmarks/programs.py --parts sort --seeds 3 --json
+
+`interpreter`: the same 1,000 random trees on 32, 256 and 2,048 cases by every engine (`programs_interpreter.py`), which
+take turns; all must give the same values. Rates are of CPU time, all threads together, medians.
+
+`sort`: `experiments/learn_to_sort.py` with both sets of lines, with lexicase selection and with programs drawn at
+random. `solved` is how many seeds found a program that does all sixteen examples, `exact` how many of these sort all of
+1,000 unseen arrays ten times, and of 20 a hundred times, as long as the longest example.
+
+gplearn and deap are compared where they are installed.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import programs_interpreter
+import tyro
+
+from nondiff.launch.words import aligned, number
+from nondiff.run.versions import version, versions
+
+SORT = pathlib.Path(__file__).parents[1] / "learn_to_sort.py"
+SEARCHES: dict[str, tuple[str, ...]] = {
+    "swap, lexicase": (),
+    "swap, tournament": ("--search", "tournament"),
+    "swap, random": ("--search", "random", "--steps", "600"),
+    "store, lexicase": ("--lines", "store", "--length", "12", "--population", "2048", "--steps", "2440"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What can be chosen."""
+
+    parts: tuple[Literal["interpreter", "sort"], ...] = ("interpreter", "sort")
+    """What is measured."""
+    cases: tuple[int, ...] = (32, 256, 2048)
+    """Of the interpreters."""
+    trees: int = 1_000
+    """Of the interpreters."""
+    turns: int = 9
+    """Of the interpreters, of which medians are reported."""
+    searches: tuple[str, ...] = tuple(SEARCHES)
+    """Of the sort: which lines, and how parents are chosen."""
+    seeds: int = 10
+    """Of the sort."""
+    json: bool = False
+    """The last line is one JSON object with all of it."""
+
+
+def sort(search: str, seeds: int) -> dict[str, Any]:
+    """One kind of search, all seeds."""
+    reports = []
+    for seed in range(seeds):
+        words = ["run", str(SORT), *SEARCHES[search], "--seed", str(seed), "--no-save", "--json"]
+        done = subprocess.run([sys.executable, "-m", "nondiff.launch.main", *words], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        reports.append(json.loads(done.stdout.splitlines()[-1])["metrics"])
+        print(search, seed, reports[-1], file=sys.stderr, flush=True)
+    exact = [report["exact_10x"] == report["exact_100x"] == 1 for report in reports]
+    return {
+        "search": search,
+        "solved": sum(report["solved"] for report in reports),
+        "exact": sum(exact),
+        "seeds": seeds,
+        "evaluations": [report["evaluations"] for report in reports],
+        "median_evaluations": statistics.median(report["evaluations"] for report in reports),
+        "seconds": statistics.median(report["train_seconds"] for report in reports),
+    }
+
+
+def tables(options: Options, found: dict[str, list[Any]]) -> Iterator[str]:
+    if "interpreter" in options.parts:
+        found["interpreter"] = list(
+            programs_interpreter.rows(options.cases, options.trees, options.turns, found["skipped"])
+        )
+        rows = [
+            (row["engine"], str(row["cases"]), number(row["nodes_per_cpu_second"] / 1e6), number(row["nondiff_times"]))
+            for row in found["interpreter"]
+        ]
+        yield from aligned(
+            [("engine", "cases", "M nodes per CPU second", "nondiff is so many times"), *rows], right=range(1, 4)
+        )
+    if "sort" in options.parts:
+        found["sort"] = [sort(search, options.seeds) for search in options.searches]
+        rows = [
+            (
+                row["search"],
+                str(row["solved"]),
+                str(row["exact"]),
+                str(row["seeds"]),
+                number(row["median_evaluations"]),
+                number(row["seconds"]),
+            )
+            for row in found["sort"]
+        ]
+        yield from aligned([("sort", "solved", "exact", "of", "evaluations", "s"), *rows], right=range(1, 6))
+
+
+def main(options: Options) -> None:
+    unknown = set(options.searches) - set(SEARCHES)
+    if unknown:
+        raise SystemExit(f"--searches: {', '.join(unknown)} is none of {', '.join(SEARCHES)}.")
+    found: dict[str, list[Any]] = {"interpreter": [], "sort": [], "skipped": []}
+    for line in tables(options, found):
+        print(line, flush=True)
+    for line in found["skipped"]:
+        print(line)
+    if options.json:
+        peers = {peer: version(peer) for peer in ("gplearn", "deap")}
+        print(json.dumps(found | {"settings": dataclasses.asdict(options), "versions": versions() | peers}))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
