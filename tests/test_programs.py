@@ -13,7 +13,7 @@ import pytest
 
 import nondiff as nd
 from nondiff.core.step import init
-from nondiff.programs.arithmetic import LIMIT
+from nondiff.programs.line import LIMIT
 from nondiff.testing import count_compilations
 from nondiff.trainers.variation import add_and_delete, change, splice
 
@@ -27,6 +27,7 @@ COUNTING = nd.Instructions(
         "x[r[a]], x[r[b]] = x[r[b]], x[r[a]]",
         "r[a] = r[a] * r[b] - x[b]",
         "r[a], r[b] = r[b] // r[a], x[r[a]] % r[b]",
+        "r[a], r[b] = r[a] and r[b], (r[a] or x[r[b]]) + (r[a] < r[b])",
         "x[r[a]] = max(abs(r[b]), -r[a]) if not r[a] > r[b] and r[a] != 0 else min(r[a], a)",
     ],
     {"r": nd.Cells(["0", "first", "7"], fixed=["len(x)"]), "x": nd.Memory()},
@@ -42,6 +43,8 @@ FORMULAS = nd.Instructions(
         "v[a] = sin(v[b])",
         "v[a] = sqrt(v[b]) if v[b] >= 0 else -1",
         "v[a] = c[b]",
+        "v[a] = 1.5 if v[b] < 0.25 else 0",
+        "v[a] = v[b] // v[a] if v[a] != 0 else v[b] > 1",
     ],
     {"v": nd.Cells(["x", "y", "1"], real=True), "c": nd.Constants(2)},
     result="v[0]",
@@ -209,6 +212,9 @@ def test_wrong_input() -> None:
         ("r[a] = r[b] / 2", "`//`"),
         ("r[a] = open('x')", "open", "nothing that a line may say"),
         ("r[a] = 1.5", "float", "real=True"),
+        ("r[a] = 2 ** 3", "nothing that a line may say"),
+        ("r[a] = 1073741824", "1073741824", "whole numbers end"),
+        ("skip = 1 < r[a] < 3", "comparisons of two"),
         ("r[a], r[b] = 1", "2 targets, 1 values"),
         ("skip, again = True, True", "two lines"),
     ]:
@@ -243,7 +249,7 @@ def test_wrong_input() -> None:
     ]:
         with says(*parts):
             program(nd.Genome(code), given)
-    with says("line 1", "99", "0 to 9"):
+    with says("line 1", "99", "0 to 10"):
         program.to_python(nd.Genome(code.at[1, 0].set(99)))
     assert program(nd.Genome(code.at[1, 0].set(99)), x)[0].tolist() == x["x"].tolist()  # no line: does nothing
     wrong: list[dict[str, Any]] = [{"length": 0}, {"length": 1, "steps": 0}, {"length": 1, "strategy": 3}]
@@ -292,7 +298,7 @@ def test_lines_vary() -> None:
     kept = [x[np.all(x == x[:, :1], 1) & (x[:, 0] >= 10) & (x[:, 0] < 22), 0] for x in np.asarray(added)]
     assert all(np.all(np.diff(x) > 0) for x in kept)  # in order
     changed = jax.vmap(lambda k: change(lines, domain, jnp.asarray(0.25), key=k))(keys)
-    differing = np.not_equal(changed, lines)
+    differing: Any = np.not_equal(changed, lines)
     assert differing.any(2)[:, :12].mean() == pytest.approx(0.25 * (0.5 * (1 - 1e-5) + 0.5 * 0.98), abs=0.01)
     assert not differing[:, 12:].any()
     other = jnp.full((20, 3), 3)

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-LIMIT = 2**30 - 1
+from nondiff.programs.line import LIMIT
 
 
 def whole(x: Array) -> Array:

@@ -23,8 +23,8 @@ class Instructions:
     - `result`: an expression of what the program gives: a bank, `"x"`, a place, `"r[0]"`, or several of them.
     - `operands`: how many values `a` and `b` take. Default: as many as the largest bank that each indexes has places.
 
-    Whole numbers end at 2**30 - 1 in both directions: more is cut off there. `x // 0` and `x % 0` are 0. Floats are
-    those of 32 bits, with infinities and NaN.
+    Whole numbers end at 2**30 - 1 in both directions: more is cut off there, of inputs as well. `x // 0` and `x % 0`
+    are 0. Floats are those of 32 bits, with infinities and NaN.
 
     **Raises** `ValueError` for no lines, a line that is none, names that clash, or operands of unknown range.
 

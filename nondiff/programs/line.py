@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 from nondiff.core.record import record
 
 Value = TypeVar("Value")
+LIMIT = 2**30 - 1
+"""The largest whole number, and the least without its sign."""
 OPERANDS = ("a", "b")
 FLAGS = ("skip", "again")
 BINARY = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
@@ -86,7 +88,11 @@ def walk(node: ast.expr, means: AbstractMeaning[Value], banks: Any) -> Value | t
         return walk(node, means, banks)
 
     match node:
-        case ast.Constant(value=bool() | int() | float() as value):
+        case ast.Constant(value=bool() | float() as value):
+            return means.number(value)
+        case ast.Constant(value=int() as value):
+            if value > LIMIT:
+                raise ValueError(f"the number {value}: whole numbers end at {LIMIT}, 2**30 - 1.")
             return means.number(value)
         case ast.Name(id=name) if name in banks:
             return means.whole_bank(name)

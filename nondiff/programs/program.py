@@ -15,6 +15,7 @@ from nondiff.core.checks import check_count
 from nondiff.core.code import Code
 from nondiff.core.domain import Real
 from nondiff.core.record import record
+from nondiff.programs.arithmetic import whole
 from nondiff.programs.banks import Constants
 from nondiff.programs.execute import executor
 from nondiff.programs.instructions import Instructions
@@ -156,8 +157,8 @@ class Program(eqx.Module):
             real = jnp.issubdtype(value.dtype, jnp.floating)
             if bank is not None and real and not bank.real:
                 raise ValueError(f"`Program`: the input `{name}` is {value.dtype}, and holds whole numbers.")
-            kind = jnp.float32 if (real if bank is None else bank.real) else jnp.int32
-            out[name] = value.astype(kind)[None]
+            is_real = real if bank is None else bank.real
+            out[name] = (value.astype(jnp.float32) if is_real else whole(value.astype(jnp.int32)))[None]
         counts = {name: x.shape[1] for name, x in out.items()}
         if len(set(counts.values())) != 1:
             raise ValueError(f"`Program`: its inputs have so many cases: {counts}; expected equally many.")

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from nondiff.programs.arithmetic import LIMIT, REAL_ONLY
+from nondiff.programs.arithmetic import REAL_ONLY
 from nondiff.programs.banks import Bank, Cells, Constants
 from nondiff.programs.instructions import Instructions
-from nondiff.programs.line import FLAGS, AbstractMeaning, Line, expression, walk
+from nondiff.programs.line import FLAGS, LIMIT, AbstractMeaning, Line, expression, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Python(AbstractMeaning[Text]):
         self.banks, self.operands = instructions.banks, operands
 
     def number(self, value: bool | int | float) -> Text:
-        kind = "truth" if isinstance(value, bool) else "real" if isinstance(value, float) else "whole"
-        return Text(ast.Constant(value), kind)
+        if isinstance(value, float):
+            return Text(_call("np.float32", ast.Constant(value)), "real")
+        return Text(ast.Constant(value), "truth" if isinstance(value, bool) else "whole")
 
     def name(self, name: str) -> Text:
         if name in self.operands:
@@ -61,8 +62,7 @@ class Python(AbstractMeaning[Text]):
         if not real:
             return Text(_call(function, *[x.node for x in args]), "whole")
         numpy = {"min": "minimum", "max": "maximum"}.get(function, function)
-        nodes = [_call("np.float32", x.node) if x.kind != "real" else x.node for x in args]
-        return Text(_call(f"np.{numpy}", *nodes), "real")
+        return Text(_call(f"np.{numpy}", *map(_as_real, args)), "real")
 
     def binary(self, op: ast.operator, left: Text, right: Text) -> Text:
         node = ast.BinOp(left.node, op, right.node)
@@ -81,18 +81,18 @@ class Python(AbstractMeaning[Text]):
         return Text(ast.Compare(left.node, [op], [right.node]), "truth")
 
     def both(self, left: Text, right: Text) -> Text:
-        return Text(ast.BoolOp(ast.And(), [left.node, right.node]), "truth")
+        return Text(ast.BoolOp(ast.And(), [_as_truth(left), _as_truth(right)]), "truth")
 
     def either(self, left: Text, right: Text) -> Text:
-        return Text(ast.BoolOp(ast.Or(), [left.node, right.node]), "truth")
+        return Text(ast.BoolOp(ast.Or(), [_as_truth(left), _as_truth(right)]), "truth")
 
     def no(self, x: Text) -> Text:
         return Text(ast.UnaryOp(ast.Not(), x.node), "truth")
 
     def choose(self, test: Text, yes: Text, no: Text) -> Text:
-        kinds = {yes.kind, no.kind}
-        kind = "real" if "real" in kinds else "whole" if "whole" in kinds else "truth"
-        return Text(ast.IfExp(test.node, yes.node, no.node), kind)
+        if "real" in (yes.kind, no.kind):
+            return Text(ast.IfExp(test.node, _as_real(yes), _as_real(no)), "real")
+        return Text(ast.IfExp(test.node, yes.node, no.node), "truth" if yes.kind == no.kind == "truth" else "whole")
 
 
 def _call(function: str, *args: ast.expr) -> ast.expr:
@@ -103,10 +103,17 @@ def _show(node: ast.expr) -> str:
     return ast.unparse(ast.fix_missing_locations(node))
 
 
-def _stored(text: Text, real: bool) -> ast.expr:
-    if real and text.kind != "real":
-        return _call("np.float32", text.node)
-    return _call("int", text.node) if text.kind == "truth" and not real else text.node
+def _as_real(x: Text) -> ast.expr:
+    return x.node if x.kind == "real" else _call("np.float32", x.node)
+
+
+def _as_truth(x: Text) -> ast.expr:
+    """`and` and `or` of Python give one of their sides, and not its truth."""
+    return x.node if x.kind == "truth" else ast.Compare(x.node, [ast.NotEq()], [ast.Constant(0)])
+
+
+def _stored(x: Text, real: bool) -> ast.expr:
+    return _as_real(x) if real else _call("int", x.node) if x.kind == "truth" else x.node
 
 
 def _assignment(instructions: Instructions, line: Line, operands: dict[str, int]) -> str:
