@@ -53,4 +53,4 @@ def executor(instructions: Instructions, steps: int, strategy: AbstractStrategy)
 
     run = jax.custom_jvp(execute)
     run.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
-    return run
+    return jax.jit(run)  # so that a call outside of any other compiles once
