@@ -2,12 +2,16 @@
 
 import ast
 import functools
+import keyword
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from nondiff.programs.banks import Bank, Cells, Constants, Memory
-from nondiff.programs.line import BEGIN, OPERANDS, Line, expression, parse
+from nondiff.programs.line import BEGIN, FLAGS, OPERANDS, WORDS, Line, expression, parse
+
+RESERVED = {*OPERANDS, *FLAGS, *WORDS, BEGIN, "_", "clip", "np", "len", "list", "int", "max", "min"}
+"""Names that lines, or printed programs, use otherwise."""
 
 
 class Instructions:
@@ -49,16 +53,17 @@ class Instructions:
         if not self.lines:
             raise ValueError("`Instructions(lines)`: there are none, and a program is made of them.")
         for name, bank in self.banks.items():
-            if not (isinstance(bank, Bank) and name.isidentifier()) or name in (*OPERANDS, "skip", "again", BEGIN):
-                raise ValueError(
-                    f"`Instructions(banks)`: {name!r}: {bank!r}; expected a name (not `a`, `b`, `skip`, `again`, "
-                    "`begin`) of `Cells`, `Memory` or `Constants`."
-                )
+            _check_name(name)
+            if not isinstance(bank, Bank):
+                raise ValueError(f"`Instructions(banks)`: {name!r}: {bank!r}; expected `Cells`, `Memory`, `Constants`.")
+        if sum(isinstance(bank, Constants) for bank in self.banks.values()) > 1:
+            raise ValueError("`Instructions(banks)`: there are several `Constants`; expected one bank of them.")
         self.parsed: tuple[Line, ...] = tuple(parse(text, self.banks) for text in self.lines)
         for line in self.parsed:
             for target in line.targets:
                 if isinstance(target, ast.Subscript) and isinstance(self.banks[_name(target)], Constants):
                     raise ValueError(f"the line {line.text!r} writes to `{_name(target)}`, and constants stay.")
+            self._check_targets(line)
         self.sizes = (1 + len(self.lines), *(operands or self._operands()))
         if self.sizes[0] * self.sizes[1] * self.sizes[2] > 2**24 or min(self.sizes) < 1:
             raise ValueError(f"`Instructions`: {self.sizes} lines and operands; expected 1 or more, not millions.")
@@ -79,12 +84,40 @@ class Instructions:
         """Does every program go through its lines once, from top to bottom?"""
         return not any(line.flag("skip") or line.flag("again") for line in self.parsed)
 
+    @functools.cached_property
+    def target(self) -> ast.expr | None:
+        """The only one that lines write to, if there is one, it is a place that an operand names, and none jumps."""
+        found = {ast.unparse(t): t for line in self.parsed for t in line.targets}
+        (only,) = found.values() if len(found) == 1 else (None,)
+        named = isinstance(only, ast.Subscript) and isinstance(only.slice, ast.Name | ast.Constant)
+        return only if named and all(len(line.targets) < 2 for line in self.parsed) else None
+
     def check(self, code: np.ndarray) -> None:
         """**Raises** `ValueError` for a program with a number that is no line's, or an operand that is none."""
         for place, row in enumerate(code.tolist()):
             for entry, size, what in zip(row, self.sizes, ("a line's number", "operand a", "operand b"), strict=True):
                 if not 0 <= entry < size:
                     raise ValueError(f"line {place} of the program is {row}: {entry} is not {what}, 0 to {size - 1}.")
+
+    def _check_targets(self, line: Line) -> None:
+        """What is written first must not move what is written next, and it must be known which cells stay."""
+        written: set[str] = set()
+        for target in line.targets:
+            if not isinstance(target, ast.Subscript):
+                continue
+            read = {node.id for node in ast.walk(target.slice) if isinstance(node, ast.Name)}
+            if read & written:
+                raise ValueError(
+                    f"the line {line.text!r}: the place `{ast.unparse(target)}` depends on `{(read & written).pop()}`, "
+                    "which it writes first; make it two lines."
+                )
+            bank = self.banks[_name(target)]
+            if isinstance(bank, Cells) and bank.fixed and not isinstance(target.slice, ast.Name | ast.Constant):
+                raise ValueError(
+                    f"the line {line.text!r} writes to a computed place of `{_name(target)}`, some cells of which are "
+                    "fixed; put those into a bank of their own."
+                )
+            written.add(_name(target))
 
     def _operands(self) -> tuple[int, int]:
         found = {name: 1 for name in OPERANDS}
@@ -108,8 +141,23 @@ class Instructions:
         for bank in self.banks.values():
             if isinstance(bank, Cells):
                 for text in bank.texts:
-                    names += [n.id for n in ast.walk(expression(text)) if isinstance(n, ast.Name) and n.id != "len"]
+                    tree = expression(text)
+                    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+                    names += [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called]
+        for name in names:
+            _check_name(name)
+            if not isinstance(self.banks.get(name, Memory()), Memory):
+                raise ValueError(
+                    f"`Cells` start from `{name}`, which is a bank; expected inputs, and `len` of memories."
+                )
+        if not names:
+            raise ValueError("`Instructions`: no cell starts from an input, and there is no `Memory`; expected one.")
         return tuple(dict.fromkeys(names))
+
+
+def _check_name(name: str) -> None:
+    if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
+        raise ValueError(f"`Instructions`: {name!r} cannot be the name of a bank or input; it is none, or is taken.")
 
 
 def _name(target: ast.Subscript) -> str:

@@ -145,7 +145,7 @@ def step(
             if position < len(line.targets):
                 assert line.value is not None
                 value = lanes.value(line.value)
-                values = value if isinstance(value, tuple) else (value,)
+                values = [jnp.atleast_2d(x) for x in (value if isinstance(value, tuple) else (value,))]
                 if len(values) != len(line.targets):
                     raise ValueError(f"the line {line.text!r} has {len(line.targets)} targets, {len(values)} values.")
                 target = line.targets[position]
@@ -213,4 +213,4 @@ def start(
 
 def _lane(text: str, lanes: Lanes, real: bool, shape: tuple[int, int]) -> Array:
     value = as_number(lanes.value(expression(text)))
-    return jnp.broadcast_to(value.astype(jnp.float32 if real else jnp.int32), shape)
+    return jnp.broadcast_to(stored(value, jnp.zeros((), jnp.float32 if real else jnp.int32)), shape)

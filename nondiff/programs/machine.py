@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int
 from nondiff.core.record import record
 from nondiff.programs.instructions import Instructions
 from nondiff.programs.lanes import SHORT, Banks, Lanes, start, step
-from nondiff.programs.line import BEGIN
 
 Inputs = Mapping[str, Array]
 """By name: `[1 or programs, cases]`, of a `Memory` `[1 or programs, cases, length]`."""
@@ -57,8 +56,8 @@ def pack(instructions: Instructions, code: Int[Array, "programs length 3"]) -> L
     op = jnp.where((code[..., 0] < 0) | (code[..., 0] >= kinds), 0, code[..., 0])
     a, b = (code[..., i + 1] % n for i, n in enumerate(operands))
     after = jnp.arange(1, code.shape[1] + 1)
-    marks = [i + 1 for i, text in enumerate(instructions.lines) if text.strip() == BEGIN]
-    mark = jnp.where((op == marks[0]) if marks else jnp.zeros(op.shape, bool), after, 0)
+    marks = [i + 1 for i, line in enumerate(instructions.parsed) if line.value is None]
+    mark = jnp.where(jnp.isin(op, jnp.array(marks, int)), after, 0)
     return Lines((op * operands[0] + a) * operands[1] + b, jax.lax.cummax(mark, axis=1))
 
 
@@ -78,7 +77,7 @@ def advance(instructions: Instructions, lines: Lines, ran: Ran) -> Ran:
     if "skip" in flags:
         following = following + flags["skip"]
     if "again" in flags:
-        back = _at(lines.begins, ran.place) if BEGIN in instructions.lines else 0
+        back = _at(lines.begins, ran.place) if any(line.value is None for line in instructions.parsed) else 0
         following = jnp.where(flags["again"], back, following)
     place = jnp.where(running, jnp.minimum(following, length), ran.place)
     return Ran(banks, place, ran.steps + running)

@@ -1,5 +1,6 @@
 """A program as a part of a model: its lines are integers among the parameters, and any of them is a program."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,9 +20,10 @@ from nondiff.programs.arithmetic import whole
 from nondiff.programs.banks import Constants
 from nondiff.programs.execute import executor
 from nondiff.programs.instructions import Instructions
+from nondiff.programs.line import LIMIT
 from nondiff.programs.machine import Outcome
 from nondiff.programs.python import to_python
-from nondiff.programs.strategies import AbstractStrategy, Automatic
+from nondiff.programs.strategies import AbstractStrategy, Automatic, Together
 
 
 @record
@@ -93,6 +95,7 @@ class Program(eqx.Module):
         if not isinstance(self.strategy, AbstractStrategy):
             raise ValueError(f"`Program(strategy={self.strategy!r})`: expected one, for example `Together()`.")
         self.strategy.check(self.instructions)
+        _check_lines(self.instructions)
 
     @property
     def _constants(self) -> int:
@@ -118,7 +121,7 @@ class Program(eqx.Module):
         """The result, whether it is one, and what it cost."""
         inputs = self._checked_inputs(x)
         self._check(params)
-        code = jnp.asarray(params.code)[None]
+        code = jnp.asarray(params.code).astype(jnp.int32)[None]
         constants = None if params.constants is None else jnp.asarray(params.constants)[None]
         budget = self.length if self.steps is None else self.steps
         out = executor(self.instructions, budget, self.strategy)(code, constants, inputs)
@@ -148,6 +151,9 @@ class Program(eqx.Module):
             )
         out = {}
         for name, value in given.items():
+            if not isinstance(value, jax.Array):  # cut off before JAX takes 32 bits of it
+                value = np.asarray(value)
+                value = np.clip(value, -LIMIT, LIMIT) if np.issubdtype(value.dtype, np.integer) else value
             value, bank = jnp.asarray(value), banks.get(name)
             if value.ndim != (1 if bank is None else 2) or 0 in value.shape:
                 raise ValueError(
@@ -194,6 +200,31 @@ class Program(eqx.Module):
             if not possible.any():
                 return Genome(jnp.asarray(code), params.constants)
             code = np.where(masks[np.flatnonzero(possible)[-1]], 0, code)
+
+
+@functools.lru_cache(maxsize=256)
+def _check_lines(instructions: Instructions) -> None:
+    """**Raises** `ValueError` for lines, starts or a result that cannot be computed; nothing is compiled."""
+
+    def run() -> Any:
+        inputs = {
+            name: jnp.zeros((1, 1, 2) if name in instructions.banks else (1, 1), jnp.int32)
+            for name in instructions.inputs
+        }
+        for name, bank in instructions.banks.items():
+            if name in inputs and bank.real:
+                inputs[name] = inputs[name].astype(jnp.float32)
+        numbers = [bank.number for bank in instructions.banks.values() if isinstance(bank, Constants)]
+        constants = jnp.zeros((1, numbers[0])) if numbers else None
+        return Together(1)(instructions, 2, jnp.ones((1, 1, 3), jnp.int32), constants, inputs)
+
+    try:
+        jax.eval_shape(run)
+    except (TypeError, AttributeError, IndexError) as e:
+        raise ValueError(
+            f"`Program`: lines, starts or the result of {instructions} cannot be computed. Are there whole banks where "
+            "single places belong, or floats as places?"
+        ) from e
 
 
 def _equal(found: Any, wanted: Any) -> Array:

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,8 +25,8 @@ class Text:
 class Python(AbstractMeaning[Text]):
     """Prints expressions. What JAX cuts off is cut off here, and what it defines is defined."""
 
-    def __init__(self, instructions: Instructions, operands: dict[str, int]):
-        self.banks, self.operands = instructions.banks, operands
+    def __init__(self, instructions: Instructions, operands: dict[str, int], *, real_inputs: bool = False):
+        self.banks, self.operands, self.real_inputs = instructions.banks, operands, real_inputs
 
     def number(self, value: bool | int | float) -> Text:
         if isinstance(value, float):
@@ -35,7 +36,9 @@ class Python(AbstractMeaning[Text]):
     def name(self, name: str) -> Text:
         if name in self.operands:
             return Text(ast.Constant(self.operands[name]), "whole")
-        return Text(ast.Name(name), "input")
+        if self.real_inputs:
+            return Text(_call("np.float32", ast.Name(name)), "real")
+        return Text(ast.Name(name), "whole")
 
     def whole_bank(self, bank: str) -> Text:
         return Text(ast.Name(bank), self._kind(bank))
@@ -181,13 +184,14 @@ def to_python(instructions: Instructions, code: np.ndarray, constants: Sequence[
 
 def _start(instructions: Instructions, constants: Sequence[float]) -> Iterator[str]:
     """Statements that set up the banks."""
-    means = Python(instructions, {})
     for name, bank in instructions.banks.items():
+        means = Python(instructions, {}, real_inputs=bank.real)
         if isinstance(bank, Cells):
             cells = [_one(walk(expression(x), means, instructions.banks)) for x in bank.texts]
-            yield f"{name} = [{', '.join(_show(_call('np.float32', c.node) if bank.real else c.node) for c in cells)}]"
+            yield f"{name} = [{', '.join(_show(_stored(c, bank.real)) for c in cells)}]"
         elif isinstance(bank, Constants):
-            yield f"{name} = [{', '.join(f'np.float32({x!r})' for x in constants)}]"
+            shown = [repr(x if math.isfinite(x) else str(x)) for x in constants]
+            yield f"{name} = [{', '.join(f'np.float32({x})' for x in shown)}]"
         else:
             yield f"{name} = [np.float32(v) for v in {name}]" if bank.real else f"{name} = list({name})"
 

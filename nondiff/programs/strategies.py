@@ -5,9 +5,8 @@ hand: all lanes together, each choosing among the lines' values; or one program 
 """
 
 import abc
-import ast
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -126,17 +125,17 @@ class Together(AbstractStrategy):
 
 
 class Switch(AbstractStrategy):
-    """One program after the other, and of each line only what it computes: for programs that do not jump, on many
-    cases.
+    """One program after the other, and of each line only what it computes: for programs that do not jump, and whose
+    lines all write to the same target, such as `v[a]`.
 
-    **Raises** `ValueError`, when a `Program` is made, for a set with lines that jump.
+    **Raises** `ValueError`, when a `Program` is made, for a set with other lines.
     """
 
     def check(self, instructions: Instructions) -> None:
-        if not instructions.straight:
+        if instructions.target is None:
             raise ValueError(
-                "`Switch()`: lines of this set jump (`skip`, `again`), so the cases of a program are at different "
-                "lines. Use `Together()`."
+                "`Switch()`: lines of this set jump (`skip`, `again`), or do not all write to one and the same target "
+                "such as `v[a]`, so the cases of a program would part. Use `Together()`."
             )
 
     def __call__(
@@ -161,56 +160,42 @@ class Switch(AbstractStrategy):
 
 
 class Automatic(AbstractStrategy):
-    """`Switch()` on a CPU for 8 cases or more and programs that do not jump, else `Together()`."""
+    """`Switch()` on a CPU for 8 cases or more and a set that it takes, else `Together()`."""
 
     def __call__(
         self, instructions: Instructions, steps: int, code: Array, constants: Constants, inputs: Inputs
     ) -> Outcome:
-        alone = instructions.straight and jax.default_backend() == "cpu" and _cases(inputs) >= SOME
+        alone = instructions.target is not None and jax.default_backend() == "cpu" and _cases(inputs) >= SOME
         return (Switch() if alone else Together())(instructions, steps, code, constants, inputs)
 
 
 def _one_line(instructions: Instructions, banks: Banks, lines: Lines, place: Any) -> Banks:
-    """The line at `place` of one program: a branch for each line of the set, which gives values.
+    """The line at `place` of one program: a branch for each line of the set, which gives a value.
 
-    They are written outside of it, so that no bank is copied. What a branch needs it computes by itself: whatever
-    passes between, such as an operand, costs as much as the values of some hundred cases.
+    It is written outside of it, so that no bank is copied. What a branch needs it computes by itself: whatever passes
+    between, such as an operand, costs as much as the values of some hundred cases.
     """
-    targets = {ast.unparse(t): t for line in instructions.parsed for t in line.targets}
+    target: Any = instructions.target
+    bank = target.value.id
+    kind = instructions.banks[bank]
 
-    def here() -> tuple[Array, Lanes]:
+    def here() -> tuple[Array, Lanes, Array]:
         op, a, b = machine.unpacked(instructions, jax.lax.dynamic_slice_in_dim(lines.packed, place, 1, axis=1))
-        return op[0, 0], Lanes(banks, {"a": a, "b": b})
+        lanes = Lanes(banks, {"a": a, "b": b})
+        return op[0, 0], lanes, lanes.place(bank, lanes.value(target.slice))
 
-    def branch(line: Line) -> Callable[[], tuple[Array, ...]]:
-        def values() -> tuple[Array, ...]:
-            _, lanes = here()
-            value = lanes.value(line.value) if line.value is not None else ()
-            parts = value if isinstance(value, tuple) else (value,)
-            given: dict[str, Any] = dict(zip(map(ast.unparse, line.targets), parts, strict=True))
+    def branch(line: Line) -> Callable[[], Array]:
+        def value() -> Array:
+            _, lanes, at = here()
+            now = lanes.value(target)
+            new = jnp.broadcast_to(stored(lanes.value(line.value), now), now.shape) if line.value is not None else now
+            return jnp.where(at < kind.free, new, now) if isinstance(kind, Cells) and kind.fixed else new
 
-            def one(text: str, target: Any) -> Array:
-                now, kind = lanes.value(target), instructions.banks[target.value.id]
-                new = jnp.broadcast_to(stored(given.get(text, now), now), now.shape)
-                if isinstance(kind, Cells) and kind.fixed:
-                    new = jnp.where(_place(lanes, target) < kind.free, new, now)
-                return new
+        return value
 
-            return tuple(one(text, target) for text, target in targets.items())
-
-        return values
-
-    op, lanes = here()
-    out = jax.lax.switch(op - 1, [branch(line) for line in instructions.parsed])
-    after = dict(banks)
-    for target, value in zip(targets.values(), out, strict=True):
-        bank = cast(Any, target).value.id
-        after[bank] = jax.lax.dynamic_update_index_in_dim(after[bank], value, _place(lanes, target)[0, 0], axis=1)
-    return after
-
-
-def _place(lanes: Lanes, target: Any) -> Array:
-    return lanes.place(target.value.id, lanes.value(target.slice))
+    op, _, at = here()
+    value = jax.lax.switch(op - 1, [branch(line) for line in instructions.parsed])
+    return banks | {bank: jax.lax.dynamic_update_index_in_dim(banks[bank], value, at[0, 0], axis=1)}
 
 
 def _cases(inputs: Inputs) -> int:

@@ -28,7 +28,8 @@ from nondiff.trainers.variation import add_and_delete, change, splice
 
 
 class _State(eqx.Module):
-    members: Params  # [population, ...]; the best first
+    members: Params  # [population, ...]; each island's best first
+    best: Int[Array, ""]  # which of them is `params`
     domain: PyTree
     step: Int[Array, ""]
 
@@ -116,7 +117,8 @@ class GeneticProgramming(AbstractTrainer[_State]):
             return jnp.concatenate([some, jax.vmap(lambda k: d.sample(x, scale, key=k))(jr.split(key, rest))])
 
         members = jtu.tree_map(some, params, given, domain, split_like(key, params))
-        return _State(members, domain, jnp.zeros((), jnp.int32))
+        zero = jnp.zeros((), jnp.int32)
+        return _State(members, zero, domain, zero)
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:
         keys = jnp.broadcast_to(key, (self.population,))  # common random numbers: members are compared
@@ -138,9 +140,8 @@ class GeneticProgramming(AbstractTrainer[_State]):
         if self.islands > 1:
             following = self._migrated(following, (state.step + 1) % self.migrate_every == 0)
         following = jtu.tree_map(lambda x: x.reshape(self.population, *x.shape[2:]), following)
-        # The best of all stands first: it is `params`. Its island has it, too.
-        following = jtu.tree_map(lambda x, m: x.at[0].set(m[best]), following, members)
-        return _State(following, state.domain, state.step + 1), {"lines": lines[best]}
+        first = (best // n * n).astype(jnp.int32)  # the best of all is its island's best
+        return _State(following, first, state.domain, state.step + 1), {"lines": lines[best]}
 
     def _bred(self, part: Any, domain: PyTree, *, key: Key[Array, ""]) -> Params:
         """The next programs of an island: its best, and children of those that were selected."""
@@ -183,7 +184,7 @@ class GeneticProgramming(AbstractTrainer[_State]):
         return jtu.tree_map(lambda x: jnp.where(now, x.at[:, -1].set(jnp.roll(x[:, 0], 1, axis=0)), x), members)
 
     def params(self, state: _State) -> Params:
-        return jtu.tree_map(lambda x: x[0], state.members)
+        return jtu.tree_map(lambda x: x[state.best], state.members)
 
 
 def _lines(members: Params, domain: PyTree) -> Int[Array, " pop"]:

@@ -32,7 +32,6 @@ def scores(selection: AbstractSelection, answer: Evaluation) -> Array:
         return jnp.asarray(answer.ranked)
     assert answer.cases is not None
     cases = jnp.asarray(answer.cases)
-    cases = cases[:, None] if cases.ndim == 1 else cases  # one loss is one case
     return jnp.where(jnp.isfinite(answer.ranked)[:, None] & jnp.isfinite(cases), cases, jnp.inf)
 
 
@@ -119,7 +118,7 @@ class DALex(AbstractSelection):
     **Arguments:**
 
     - `pressure`: the standard deviation of the weights' logarithms, above 0 (default 20, as in the paper: nearly all
-      weight is on a few cases).
+      weight is on a few cases). Those that are equal have equal chances.
 
     **Raises** `ValueError` for a pressure that is not above 0.
     """
@@ -133,8 +132,12 @@ class DALex(AbstractSelection):
     def __call__(self, losses: Array, n: int, *, key: Key[Array, ""]) -> Array:
         finite = jnp.isfinite(losses)
         worst = jnp.max(jnp.where(finite, losses, 0.0), 0)
-        held = jnp.where(finite, losses, 2 * jnp.abs(worst) + 1)  # a failure is worse than all others
+        largest = jnp.maximum(jnp.max(jnp.abs(jnp.where(finite, losses, 0.0)), 0), 1e-30)
+        held = jnp.where(finite, losses / largest, 2 * jnp.abs(worst / largest) + 1)  # a failure is worse than others
         spread = jnp.std(held, 0)
         standard = (held - jnp.mean(held, 0)) / jnp.where(spread > 0, spread, 1.0)
-        weights = jax.nn.softmax(self.pressure * jr.normal(key, (losses.shape[1], n)), axis=0)
-        return jnp.argmin(standard @ weights, axis=0)
+        k_weights, k_rest = jr.split(key)
+        weights = jax.nn.softmax(self.pressure * jr.normal(k_weights, (losses.shape[1], n)), axis=0)
+        sums = standard @ weights
+        equal = sums <= jnp.min(sums, axis=0)
+        return jnp.argmax(jnp.where(equal, jr.uniform(k_rest, sums.shape), -1.0), axis=0)
