@@ -21,8 +21,9 @@ from jaxtyping import config
 MAPS = pathlib.Path("/proc/self/maps")
 FINISHED = itertools.count(1)
 
-# A shell has what it starts with `&` ignore Ctrl-C, and tests that press it would see nothing happen.
+# A shell has what it starts with `&` ignore Ctrl-C, `nohup` a terminal that closes; tests of these would see nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
