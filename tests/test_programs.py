@@ -141,6 +141,81 @@ def test_strategies_are_equal(instructions: nd.Instructions, strategy: nd.Abstra
         jax.tree.map(np.testing.assert_array_equal, one, row(found[0], i))
 
 
+@pytest.mark.parametrize(("capacity", "traced"), [(6, False), (20, True)])
+def test_cases_with_lengths_of_their_own(capacity: int, traced: bool) -> None:
+    """Each is what the same program makes of an array of that length, printed and computed; what is beyond stays."""
+    program = nd.Program(COUNTING, length=12, steps=150)
+    x, every = inputs(5, capacity), genomes(program, 100)
+    lengths = np.array([0, 1, 3, capacity, 0])
+
+    def run(genome: nd.Genome, lengths: Any) -> Any:
+        return program.run(genome, {"x": (x["x"], lengths), "first": x["first"]})
+
+    if traced:
+        ran = jax.jit(jax.vmap(run, (0, None)))(every, jnp.asarray(lengths))
+    else:
+        ran = jax.vmap(lambda genome: run(genome, lengths))(every)
+    ran = jax.tree.map(np.asarray, ran)
+    assert np.all(
+        ran.result[0][:, np.arange(capacity) >= lengths[:, None]] == x["x"][np.arange(capacity) >= lengths[:, None]]
+    )
+    told = np.zeros(5)
+    for i in range(100):
+        function = printed(program, row(every, i))
+        for case in np.flatnonzero(ran.halted[i]):
+            n = lengths[case]
+            memory, cell = function(x["x"][case, :n].tolist(), int(x["first"][case]))
+            assert memory == ran.result[0][i, case, :n].tolist() and cell == ran.result[1][i, case]
+            told[case] += 1
+    assert told.min() > 30 and len({tuple(r) for r in ran.result[1]}) > 50
+    for case in (1, 2, 3):
+        short = {"x": x["x"][case : case + 1, : lengths[case]], "first": x["first"][case : case + 1]}
+        alone = jax.vmap(lambda genome, short=short: program.run(genome, short))(every)
+        np.testing.assert_array_equal(alone.result[0][:, 0], ran.result[0][:, case, : lengths[case]])
+        np.testing.assert_array_equal(alone.steps[:, 0], ran.steps[:, case])
+
+
+def test_lengths_of_floats_and_of_straight_lines() -> None:
+    lines = ["v[a] = x[b] - v[b]", "v[a] = v[a] / x[a]", "x[a] = v[b]", "v[a] = len(x)"]
+    banks = {"v": nd.Cells(["x[7]", "len(x)", "0"], real=True), "x": nd.Memory(real=True)}
+    sums = nd.Instructions(lines, banks, "v[0], v[1]", operands=(3, 3))
+    program = nd.Program(sums, length=7)
+    random = np.random.default_rng(0)
+    x, lengths = random.normal(size=(12, 4)).astype(np.float32), np.arange(12) % 5
+    every = genomes(program, 60)
+    found = np.asarray(jnp.stack(jax.vmap(lambda g: program(g, (x, lengths)))(every), -1))
+    with np.errstate(all="ignore"):
+        for i in range(60):
+            function = printed(program, row(every, i))
+            told = np.array([function(x[k, : lengths[k]].tolist()) for k in range(12)], np.float32)
+            np.testing.assert_allclose(found[i], told, rtol=2e-4, atol=1e-6)
+    assert np.isfinite(found).mean() > 0.4 and np.unique(found).size > 100
+    loads = nd.Instructions(["x[a] = x[b] + 1"], {"x": nd.Memory()}, "x", operands=(4, 4))
+    own = nd.Program(loads, length=5)
+    held, every = np.arange(40).reshape(10, 4), genomes(own, 20)
+    found = np.asarray(jax.vmap(lambda g: own(g, (held, lengths[:10])))(every))
+    for i in range(20):
+        function = printed(own, row(every, i))
+        for k in range(10):
+            assert function(held[k, : lengths[k]].tolist()) + held[k, lengths[k] :].tolist() == found[i, k].tolist()
+    with says("Switch", "own lengths", "Together"):
+        nd.Program(loads, length=5, strategy=nd.Switch())(row(every, 0), (held, lengths[:10]))
+
+
+def test_maps_over_lengths() -> None:
+    program = nd.Program(COUNTING, length=9, steps=90)
+    every, x = genomes(program, 6), inputs(4)
+    lengths = np.array([[0, 1, 2, 3], [5, 4, 3, 2], [1, 1, 5, 0]])
+
+    def run(genome: nd.Genome, lengths: Any) -> Any:
+        return program(genome, {"x": (x["x"], lengths), "first": x["first"]})
+
+    mapped = jax.vmap(lambda one: jax.vmap(lambda g: run(g, one))(every))(lengths)
+    for k in range(3):
+        alone = jax.vmap(lambda g, k=k: run(g, lengths[k]))(every)
+        jax.tree.map(lambda a, b, k=k: np.testing.assert_array_equal(a[k], b), mapped, alone)
+
+
 TURNS = nd.Instructions(
     [
         "r[a] = 0",
@@ -272,6 +347,13 @@ def test_wrong_input() -> None:
         ({**x, "x": x["x"][:0]}, "1 or more"),
         ({**x, "x": x["x"][:, :0]}, "1 or more"),
         ({**x, "x": x["x"] * 0.5}, "whole numbers"),
+        ({**x, "x": (x["x"], [5, 6])}, "lengths of the input `x`", "5 to 6", "0 to 5"),
+        ({**x, "x": (x["x"], [-1, 5])}, "-1 to 5"),
+        ({**x, "x": (x["x"], [2**32 + 1, 5])}, "0 to 5"),
+        ({**x, "x": (x["x"], [1, 2, 3])}, r"int64\[3\]", r"\[cases\]"),
+        ({**x, "x": (x["x"], [1.0, 2.0])}, "float64", "whole numbers"),
+        ({**x, "x": (x["x"][0], [1] * 5)}, r"\[cases, capacity\]"),
+        ({**x, "x": (x["x"],)}, "tuple of 1", "lengths"),
     ]:
         with says(*parts):
             program(nd.Genome(code), given)

@@ -71,12 +71,21 @@ class Cells(Bank):
 class Memory(Bank):
     """An input of any length, `[cases, length]`: the program's array, which lines may read and write.
 
+    Where cases have lengths of their own the input is a pair, `([cases, capacity], lengths)`. Then `len(x)` is the
+    case's own, places wrap round by it, and what stands beyond it stays. A case of length 0 reads 0 everywhere, and
+    nothing is written there.
+
     **Arguments:**
 
     - `real`: does it hold floats? Default: whole numbers.
     """
 
     real: bool = dataclasses.field(default=False, kw_only=True)
+
+
+def lengths_of(memory: str) -> str:
+    """The name under which each case's own length stands beside a memory's values; no bank can have it."""
+    return f"len({memory})"
 
 
 @dataclasses.dataclass(frozen=True)

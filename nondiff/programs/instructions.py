@@ -10,7 +10,7 @@ import numpy as np
 from nondiff.programs.banks import Bank, Cells, Constants, Memory
 from nondiff.programs.line import BEGIN, FLAGS, OPERANDS, WORDS, Line, expression, parse
 
-RESERVED = {*OPERANDS, *FLAGS, *WORDS, BEGIN, "_", "clip", "np", "len", "list", "int", "max", "min"}
+RESERVED = {*OPERANDS, *FLAGS, *WORDS, BEGIN, "_", "clip", "np", "Memory", "len", "list", "super", "int", "max", "min"}
 """Names that lines, or printed programs, use otherwise."""
 
 

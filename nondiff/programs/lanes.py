@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from nondiff.programs.arithmetic import COMPARE, FUNCTIONS, REAL, REAL_ONLY, WHOLE, whole
-from nondiff.programs.banks import Cells
+from nondiff.programs.banks import Cells, lengths_of
 from nondiff.programs.instructions import Instructions
 from nondiff.programs.line import AbstractMeaning, expression, walk
 
 Banks = dict[str, Array]
-"""By name: `[programs, places, cases]`."""
+"""By name: `[programs, places, cases]`; of a memory whose cases differ, also their lengths, `[programs, 1, cases]`."""
 SHORT = 16
 """Up to so many places a bank is read by comparing all of them; a longer one by an address."""
 
@@ -62,9 +62,14 @@ class Lanes(AbstractMeaning[Array]):
 
     def place(self, bank: str, index: Array) -> Array:
         """An index, wrapped round."""
-        return jnp.atleast_2d(index % self.banks[bank].shape[1])
+        own = self.own_length(bank)
+        return jnp.atleast_2d(index % (self.banks[bank].shape[1] if own is None else jnp.maximum(own, 1)))
 
     def read(self, bank: str, index: Array) -> Array:
+        found, own = self._held(bank, index), self.own_length(bank)
+        return found if own is None else jnp.where(own > 0, found, jnp.zeros_like(found))
+
+    def _held(self, bank: str, index: Array) -> Array:
         held, place = self.banks[bank], self.place(bank, as_number(index))
         if place.shape == (1, 1):
             return jax.lax.dynamic_index_in_dim(held, place[0, 0], axis=1, keepdims=False)
@@ -76,8 +81,14 @@ class Lanes(AbstractMeaning[Array]):
         place = jnp.broadcast_to(place, (held.shape[0], held.shape[2]))
         return jnp.take_along_axis(held, place[:, None], axis=1)[:, 0]
 
+    def own_length(self, bank: str) -> Array | None:
+        """Each case's own, `[programs, cases]`; `None` where it is the same for all."""
+        own = self.banks.get(lengths_of(bank))
+        return None if own is None else own[:, 0]
+
     def length(self, bank: str) -> Array:
-        return jnp.int32(self.banks[bank].shape[1])
+        own = self.own_length(bank)
+        return jnp.int32(self.banks[bank].shape[1]) if own is None else own
 
     def call(self, function: str, args: list[Array]) -> Array:
         args = [as_number(x) for x in args]
@@ -165,6 +176,9 @@ def step(
             kind = instructions.banks[bank]
             if isinstance(kind, Cells) and kind.fixed:
                 where = where & (place < kind.free)
+            own = lanes.own_length(bank)
+            if own is not None:
+                where = where & (own > 0)
             after[bank] = write(after[bank], place, value, where)
     return after, flags
 
@@ -195,9 +209,10 @@ def start(
     instructions: Instructions, programs: int, cases: int, constants: Array | None, inputs: Mapping[str, Array]
 ) -> Banks:
     """The banks before the first line. Inputs are `[1 or programs, cases, ...]`."""
-    memories = {name: jnp.moveaxis(inputs[name], 2, 1) for name, bank in instructions.banks.items() if name in inputs}
-    lanes = Lanes(memories, {name: x for name, x in inputs.items() if name not in memories})
-    out: Banks = {}
+    memories = {name: jnp.moveaxis(inputs[name], 2, 1) for name in instructions.banks if name in inputs}
+    lengths = {lengths_of(name): inputs[lengths_of(name)][:, None] for name in memories if lengths_of(name) in inputs}
+    lanes = Lanes(memories | lengths, {name: x for name, x in inputs.items() if name not in memories})
+    out: Banks = {name: jnp.broadcast_to(x, (programs, 1, cases)) for name, x in lengths.items()}
     for name, bank in instructions.banks.items():
         if name in memories:
             held, places = memories[name], memories[name].shape[1]

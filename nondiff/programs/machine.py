@@ -15,7 +15,8 @@ from nondiff.programs.instructions import Instructions
 from nondiff.programs.lanes import SHORT, Banks, Lanes, start, step
 
 Inputs = Mapping[str, Array]
-"""By name: `[1 or programs, cases]`, of a `Memory` `[1 or programs, cases, length]`."""
+"""By name: `[1 or programs, cases]`, of a `Memory` `[1 or programs, cases, length]`, and of one whose cases differ also
+their lengths `[1 or programs, cases]`, as `lengths_of` it."""
 Constants = Float[Array, "programs constants"] | None
 
 

@@ -16,8 +16,9 @@ from nondiff.core.checks import check_count
 from nondiff.core.code import Code
 from nondiff.core.domain import Real
 from nondiff.core.record import record
+from nondiff.core.tree import is_traced
 from nondiff.programs.arithmetic import whole
-from nondiff.programs.banks import Constants
+from nondiff.programs.banks import Constants, Memory, lengths_of
 from nondiff.programs.execute import executor
 from nondiff.programs.instructions import Instructions
 from nondiff.programs.line import LIMIT
@@ -69,11 +70,19 @@ class Program(eqx.Module):
     def clip(x):
         return max(-1073741823, min(1073741823, x))
     <BLANKLINE>
+    class Memory(list):
+        nothing = 0
+        def __getitem__(self, i):
+            return super().__getitem__(i % len(self)) if self else self.nothing
+        def __setitem__(self, i, value):
+            if self:
+                super().__setitem__(i % len(self), value)
+    <BLANKLINE>
     def sum_up(x):
+        x = Memory(x)
         r = [0, 0]
-        x = list(x)
         while True:
-            r[0] = clip(r[0] + x[r[1] % len(x)])
+            r[0] = clip(r[0] + x[r[1]])
             r[1] = clip(r[1] + 1)
             again = r[1] < len(x)
             if not again:
@@ -114,7 +123,8 @@ class Program(eqx.Module):
 
     def __call__(self, params: Genome, x: Any) -> Any:
         """What the set's `result` says: `[cases]`, or `[cases, places]`. `x` is the input, `[cases]` or, of a `Memory`,
-        `[cases, length]`; a dictionary of them by name if there are several."""
+        `[cases, length]`, or a pair `([cases, capacity], lengths [cases])`; a dictionary of them by name if there are
+        several."""
         return self.run(params, x).result
 
     def run(self, params: Genome, x: Any) -> Outcome:
@@ -151,6 +161,8 @@ class Program(eqx.Module):
             )
         out = {}
         for name, value in given.items():
+            if isinstance(value, tuple) and isinstance(banks.get(name), Memory):
+                value, out[lengths_of(name)] = _checked_pair(name, value)
             if not isinstance(value, jax.Array):  # cut off before JAX takes 32 bits of it
                 value = np.asarray(value)
                 value = np.clip(value, -LIMIT, LIMIT) if np.issubdtype(value.dtype, np.integer) else value
@@ -234,3 +246,25 @@ def _equal(found: Any, wanted: Any) -> Array:
         return jnp.all((x == y) | ((x != x) & (y != y)), axis=tuple(range(1, x.ndim)))
 
     return jnp.all(jnp.stack(jtu.tree_leaves(jtu.tree_map(one, found, wanted))), axis=0)
+
+
+def _checked_pair(name: str, pair: tuple[Any, ...]) -> tuple[Any, Array]:
+    """The values of a memory, and its cases' lengths `[1, cases]`."""
+    if len(pair) != 2:
+        raise ValueError(
+            f"`Program`: the input `{name}` is a tuple of {len(pair)}; expected an array [cases, length], or a pair "
+            "of one [cases, capacity] and its cases' lengths."
+        )
+    value, lengths = pair[0], pair[1] if isinstance(pair[1], jax.Array) else np.asarray(pair[1])
+    shape = np.shape(value)
+    if len(shape) != 2 or lengths.shape != shape[:1] or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(
+            f"`Program`: the input `{name}` is a pair, {list(shape)} with lengths {lengths.dtype}"
+            f"{list(lengths.shape)}; expected [cases, capacity] with whole numbers [cases]."
+        )
+    if not is_traced(lengths) and lengths.size and not 0 <= int(lengths.min()) <= int(lengths.max()) <= shape[1]:
+        raise ValueError(
+            f"`Program`: the lengths of the input `{name}` are {int(lengths.min())} to {int(lengths.max())}; expected "
+            f"0 to {shape[1]}, its capacity."
+        )
+    return value, jnp.clip(jnp.asarray(lengths).astype(jnp.int32), 0, shape[1])[None]

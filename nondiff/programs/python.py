@@ -9,9 +9,20 @@ from typing import Any
 import numpy as np
 
 from nondiff.programs.arithmetic import REAL_ONLY
-from nondiff.programs.banks import Bank, Cells, Constants
+from nondiff.programs.banks import Bank, Cells, Constants, Memory
 from nondiff.programs.instructions import Instructions
 from nondiff.programs.line import FLAGS, LIMIT, AbstractMeaning, Line, expression, walk
+
+MEMORY = (
+    "class Memory(list):",
+    "    nothing = 0",
+    "    def __getitem__(self, i):",
+    "        return super().__getitem__(i % len(self)) if self else self.nothing",
+    "    def __setitem__(self, i, value):",
+    "        if self:",
+    "            super().__setitem__(i % len(self), value)",
+)
+"""A list whose places wrap round; an empty one reads 0, and is not written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +52,8 @@ class Python(AbstractMeaning[Text]):
         return Text(ast.Name(name), "whole")
 
     def whole_bank(self, bank: str) -> Text:
-        return Text(ast.Name(bank), self._kind(bank))
+        whole = ast.Name(bank)
+        return Text(_call("list", whole) if isinstance(self.banks[bank], Memory) else whole, self._kind(bank))
 
     def _kind(self, bank: str) -> str:
         return "real" if self.banks[bank].real else "whole"
@@ -50,12 +62,14 @@ class Python(AbstractMeaning[Text]):
         return Text(ast.Subscript(ast.Name(bank), self.place(bank, index)), self._kind(bank))
 
     def place(self, bank: str, index: Text) -> ast.expr:
-        """An index, wrapped round."""
+        """An index, wrapped round; a memory does so by itself."""
         size = self.banks[bank].size
         match index.node:
-            case ast.Constant(value=int() as value) if size is not None:
+            case _ if size is None:
+                return index.node
+            case ast.Constant(value=int() as value):
                 return ast.Constant(value % size)
-        return ast.BinOp(index.node, ast.Mod(), _call("len", ast.Name(bank)) if size is None else ast.Constant(size))
+        return ast.BinOp(index.node, ast.Mod(), ast.Constant(size))
 
     def length(self, bank: str) -> Text:
         return Text(_call("len", ast.Name(bank)), "whole")
@@ -174,17 +188,19 @@ def to_python(instructions: Instructions, code: np.ndarray, constants: Sequence[
     shown = ", ".join(_show(v.node) for v in (value if isinstance(value, tuple) else (value,)))
     body = [*_start(instructions, constants), *_body(instructions, code), f"return {shown}"]
     source = "\n".join([f"def {name}({', '.join(instructions.inputs)}):", *("    " + text for text in body)])
-    head = []
+    head: list[str] = []
     if "np." in source:
         head += ["import numpy as np", ""]
     if "clip(" in source:
         head += ["def clip(x):", f"    return max(-{LIMIT}, min({LIMIT}, x))", ""]
+    if "Memory(" in source:
+        head += [*MEMORY, ""]
     return "\n".join([*head, source])
 
 
 def _start(instructions: Instructions, constants: Sequence[float]) -> Iterator[str]:
-    """Statements that set up the banks."""
-    for name, bank in instructions.banks.items():
+    """Statements that set up the banks, memories first, as cells may start from them."""
+    for name, bank in sorted(instructions.banks.items(), key=lambda item: not isinstance(item[1], Memory)):
         means = Python(instructions, {}, real_inputs=bank.real)
         if isinstance(bank, Cells):
             cells = [_one(walk(expression(x), means, instructions.banks)) for x in bank.texts]
@@ -193,7 +209,9 @@ def _start(instructions: Instructions, constants: Sequence[float]) -> Iterator[s
             shown = [repr(x if math.isfinite(x) else str(x)) for x in constants]
             yield f"{name} = [{', '.join(f'np.float32({x})' for x in shown)}]"
         else:
-            yield f"{name} = [np.float32(v) for v in {name}]" if bank.real else f"{name} = list({name})"
+            yield f"{name} = Memory(np.float32(v) for v in {name})" if bank.real else f"{name} = Memory({name})"
+            if bank.real:
+                yield f"{name}.nothing = np.float32(0)"
 
 
 def _body(instructions: Instructions, code: np.ndarray) -> Iterator[str]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 
 from nondiff.core.checks import check_count
 from nondiff.programs import machine
-from nondiff.programs.banks import Cells
+from nondiff.programs.banks import Cells, lengths_of
 from nondiff.programs.instructions import Instructions
 from nondiff.programs.lanes import Banks, Lanes, stored
 from nondiff.programs.line import Line
@@ -128,7 +128,8 @@ class Switch(AbstractStrategy):
     """One program after the other, and of each line only what it computes: for programs that do not jump, and whose
     lines all write to the same target, such as `v[a]`.
 
-    **Raises** `ValueError`, when a `Program` is made, for a set with other lines.
+    **Raises** `ValueError`, when a `Program` is made, for a set with other lines, and when it runs, where they write to
+    a memory whose cases have lengths of their own: they would not write to one and the same place.
     """
 
     def check(self, instructions: Instructions) -> None:
@@ -141,6 +142,8 @@ class Switch(AbstractStrategy):
     def __call__(
         self, instructions: Instructions, steps: int, code: Array, constants: Constants, inputs: Inputs
     ) -> Outcome:
+        if not _writes_one_place(instructions, inputs):
+            raise ValueError("`Switch()`: lines write to a memory whose cases have own lengths. Use `Together()`.")
         programs, length, _ = code.shape
         lines, counts = machine.dense(instructions, machine.pack(instructions, code), steps)
         own, shared = _parted(inputs, programs)
@@ -165,8 +168,14 @@ class Automatic(AbstractStrategy):
     def __call__(
         self, instructions: Instructions, steps: int, code: Array, constants: Constants, inputs: Inputs
     ) -> Outcome:
-        alone = instructions.target is not None and jax.default_backend() == "cpu" and _cases(inputs) >= SOME
+        alone = _writes_one_place(instructions, inputs) and jax.default_backend() == "cpu" and _cases(inputs) >= SOME
         return (Switch() if alone else Together())(instructions, steps, code, constants, inputs)
+
+
+def _writes_one_place(instructions: Instructions, inputs: Inputs) -> bool:
+    """Do all cases write to the same place? A memory's places wrap round by its length."""
+    target: Any = instructions.target
+    return target is not None and lengths_of(target.value.id) not in inputs
 
 
 def _one_line(instructions: Instructions, banks: Banks, lines: Lines, place: Any) -> Banks:
