@@ -167,7 +167,7 @@ def test_cases_with_lengths_of_their_own(capacity: int, traced: bool) -> None:
             memory, cell = function(x["x"][case, :n].tolist(), int(x["first"][case]))
             assert memory == ran.result[0][i, case, :n].tolist() and cell == ran.result[1][i, case]
             told[case] += 1
-    assert told.min() > 30 and len({tuple(r) for r in ran.result[1]}) > 50
+    assert told.min() > 30 and len({tuple(r) for r in ran.result[1]}) > 20
     for case in (1, 2, 3):
         short = {"x": x["x"][case : case + 1, : lengths[case]], "first": x["first"][case : case + 1]}
         alone = jax.vmap(lambda genome, short=short: program.run(genome, short))(every)
