@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -228,7 +229,8 @@ def test_admm() -> None:
 
 def test_programs() -> None:
     """The engines must agree before anything is timed; the search is a real one."""
-    small = ("--cases", "8", "--trees", "20", "--turns=1", "--seeds=1", "--searches", "swap, lexicase")
+    small = ("--parts", "interpreter", "sort", "--cases", "8", "--trees", "20", "--turns=1", "--seeds=1")
+    small = (*small, "--searches", "swap, lexicase")
     found = bench("programs.py", *small)
     engines = [row["engine"] for row in found["interpreter"]]
     assert engines[:4] == ["nondiff", "nondiff Together()", "nondiff Switch()", "numpy"]
@@ -237,3 +239,59 @@ def test_programs() -> None:
     (row,) = found["sort"]
     assert row["solved"] == row["exact"] == row["seeds"] == 1
     assert row["evaluations"][0] % 1024 == 0 and row["evaluations"][0] <= 300 * 1024
+
+
+def test_programs_of_psb2() -> None:
+    """A search that ends by its time, and one by what it found."""
+    found = bench("programs.py", "--parts", "psb2", "--problems", "coin-sums", "--psb2-seeds", "0", "--seconds=0.1")
+    (row,) = found["psb2"]
+    (run,) = row["runs"]
+    assert (row["solved"], row["seeds"], row["pushgp"]) == (0, 1, 17)
+    assert run["evaluations"] == row["median_evaluations"] == 2 * 1024
+    assert 0 <= run["examples"] < 1 and run["source"].startswith("def clip")
+
+
+def test_problems_of_psb2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the generators draw, against answers of another kind, and the losses of what is right and nearly so."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import programs_psb2 as psb2  # pyright: ignore[reportMissingImports]
+    import programs_psb2_tasks as tasks  # pyright: ignore[reportMissingImports]
+
+    def all_of(name: str) -> list[tuple[tuple[Any, ...], Any]]:
+        random = np.random.default_rng(0)
+        drawn = [tasks.TASKS[name].draw(random) for _ in range(300)]
+        return [(case, tasks.TASKS[name].answer(*case)) for case in drawn]
+
+    for (cents,), (*counts,) in all_of("coin-sums"):
+        assert np.dot(counts, [25, 10, 5, 1]) == cents and np.all(np.array(counts[1:]) <= [2, 1, 4])
+    for (n, m), (chance,) in all_of("dice-game")[:20]:
+        throws = np.arange(1, n + 1)[:, None] > np.arange(1, m + 1)
+        assert chance == pytest.approx(throws.mean())
+    for (x, target), (first, second) in all_of("find-pair"):
+        assert 2 <= len(x) <= 20 and first + second == target
+        i = x.index(first)
+        assert second in x[i + 1 :]
+    words = {"Fizz": tasks.FIZZ, "Buzz": tasks.BUZZ, "FizzBuzz": tasks.FIZZBUZZ}
+    for (n,), (said,) in all_of("fizz-buzz"):
+        assert said == words.get("Fizz" * (n % 3 == 0) + "Buzz" * (n % 5 == 0), n)
+    for (x,), (fuel,) in all_of("fuel-cost"):
+        assert 1 <= len(x) <= 20 and min(x) >= 6 and fuel == np.sum(np.floor_divide(x, 3)) - 2 * len(x)
+    for (x, y), (divisor,) in all_of("gcd"):
+        assert divisor == np.gcd(x, y)
+    for (lies, falls, melts, hours), (after,) in all_of("snow-day"):
+        kept = (1 - melts) ** np.arange(hours + 1)
+        assert after == pytest.approx(lies * kept[-1] + falls * kept[1:].sum())
+    for (x,), (truth,) in all_of("solve-boolean"):
+        text = "".join({"T": "True", "F": "False"}.get(c := tasks.LETTERS[i], c) for i in x)
+        nested = text.replace("&", ") and ").replace("|", ") or ")
+        assert truth == eval("(" * (len(x) // 2) + nested)
+
+    task = tasks.TASKS["snow-day"]
+    inputs, answers = tasks.cases(task, np.random.default_rng(0), 4)
+    assert answers.shape == (4, 1) and inputs["hours"].dtype == np.int32
+    halted = jnp.array([True, True, True, False])
+    ran = psb2.nd.Outcome(answers[:, 0] + jnp.array([0, 5e-4, 1, 0]), halted, jnp.ones(4, int))
+    found = np.asarray(psb2.losses(task, ran, answers, 1e-3))
+    assert found[:2].tolist() == [0, 0] and 0 < found[2] < psb2.ENDLESS == found[3]
+    found = psb2.losses(task, ran, answers, 1e-4)
+    assert found[1] > 0

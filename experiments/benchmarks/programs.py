@@ -1,8 +1,10 @@
-"""Programs: what evaluating them costs beside other libraries, and how many evaluations it takes to find a sort.
+"""Programs: what evaluating them costs beside other libraries, and how many evaluations it takes to find some.
 
     python experiments/benchmarks/programs.py
     python experiments/benchmarks/programs.py --parts interpreter
     python experiments/benchmarks/programs.py --parts sort --seeds 3 --json
+    python experiments/benchmarks/programs.py --parts psb2
+    python experiments/benchmarks/programs.py --parts psb2 --problems gcd --psb2-seeds 0 1 --seconds 30
 
 `interpreter`: the same 1,000 random trees on 32, 256 and 2,048 cases by every engine (`programs_interpreter.py`), which
 take turns; all must give the same values. Rates are of CPU time, all threads together, medians.
@@ -10,6 +12,11 @@ take turns; all must give the same values. Rates are of CPU time, all threads to
 `sort`: `experiments/learn_to_sort.py` with both sets of lines, with lexicase selection and with programs drawn at
 random. `solved` is how many seeds found a program that does all sixteen examples, `exact` how many of these sort all of
 1,000 unseen arrays ten times, and of 20 a hundred times, as long as the longest example.
+
+`psb2`: eight problems in the manner of PSB2, with our own generators (`programs_psb2_tasks.py`), by down-sampled
+lexicase (`programs_psb2.py`). `solved` is how many runs found a program that does all of 1,200 unseen cases; a run that
+finds none takes all of its time, and its evaluations count in the median. Beside it stand PushGP's published successes
+of 100 runs of 300,000 evaluations, with other instructions and the suite's own data.
 
 gplearn and deap are compared where they are installed.
 """
@@ -24,6 +31,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import programs_interpreter
+import programs_psb2
 import tyro
 
 from nondiff.launch.words import aligned, number
@@ -42,7 +50,7 @@ SEARCHES: dict[str, tuple[str, ...]] = {
 class Options:
     """What can be chosen."""
 
-    parts: tuple[Literal["interpreter", "sort"], ...] = ("interpreter", "sort")
+    parts: tuple[Literal["interpreter", "sort", "psb2"], ...] = ("interpreter", "sort", "psb2")
     """What is measured."""
     cases: tuple[int, ...] = (32, 256, 2048)
     """Of the interpreters."""
@@ -54,6 +62,12 @@ class Options:
     """Of the sort: which lines, and how parents are chosen."""
     seeds: int = 10
     """Of the sort."""
+    problems: tuple[str, ...] = tuple(programs_psb2.TASKS)
+    """Of psb2."""
+    psb2_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Of psb2: of the examples and the search."""
+    seconds: float = 60.0
+    """Of psb2: time of the processor that a run may take, compilation included."""
     json: bool = False
     """The last line is one JSON object with all of it."""
 
@@ -106,13 +120,31 @@ def tables(options: Options, found: dict[str, list[Any]]) -> Iterator[str]:
             for row in found["sort"]
         ]
         yield from aligned([("sort", "solved", "exact", "of", "evaluations", "s"), *rows], right=range(1, 6))
+    if "psb2" in options.parts:
+        found["psb2"] = list(programs_psb2.rows(options.problems, options.psb2_seeds, options.seconds))
+        rows = [
+            (
+                row["problem"],
+                str(row["solved"]),
+                str(row["seeds"]),
+                number(row["median_evaluations"]),
+                number(row["median_seconds"]),
+                str(row["pushgp"]),
+            )
+            for row in found["psb2"]
+        ]
+        head = ("psb2", "solved", "of", "evaluations", "CPU s", "PushGP, of 100")
+        yield from aligned([head, *rows], right=range(1, 6))
 
 
 def main(options: Options) -> None:
     unknown = set(options.searches) - set(SEARCHES)
     if unknown:
         raise SystemExit(f"--searches: {', '.join(unknown)} is none of {', '.join(SEARCHES)}.")
-    found: dict[str, list[Any]] = {"interpreter": [], "sort": [], "skipped": []}
+    unknown = set(options.problems) - set(programs_psb2.TASKS)
+    if unknown:
+        raise SystemExit(f"--problems: {', '.join(unknown)} is none of {', '.join(programs_psb2.TASKS)}.")
+    found: dict[str, list[Any]] = {"interpreter": [], "sort": [], "psb2": [], "skipped": []}
     for line in tables(options, found):
         print(line, flush=True)
     for line in found["skipped"]:
