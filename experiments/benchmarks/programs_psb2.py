@@ -71,7 +71,10 @@ def search(name: str, seed: int, seconds: float) -> dict[str, Any]:
         return "the time is up" if time.process_time() - began > seconds else None
 
     problem = nd.Supervised(loss, known, params=program.init, domain=program.domain, batch_size=SEEN)
-    trainer = nd.GeneticProgramming(population=POPULATION, selection=nd.Lexicase())
+    trainer: nd.AbstractTrainer = nd.GeneticProgramming(population=POPULATION, selection=nd.Lexicase())
+    if task.patience:
+        again = nd.NoBetter(task.patience)
+        trainer = nd.Restart(trainer, on=again, schedule=nd.Same(), tries=10**6, begin=program.init)
     result = nd.fit(problem, trainer, steps=10**6, key=jr.key(seed), stop=[all_right, rest], log_every=2)
     took = time.process_time() - began
     trained = int(right(result.params, *known, task.near / 10))

@@ -62,6 +62,9 @@ class Task:
     https://github.com/jgh9094/GPTP-2025-GP-VS-LLM lists them."""
     near: float = 0.0
     """How far from the answer is right; search asks for a tenth of it."""
+    patience: int | None = None
+    """After so many steps without a better batch the search begins anew: for a problem with a near miss, such as a sum
+    that is divided once."""
     graded: bool = True
     """Does the loss say how far off an answer is? Else only whether it is right."""
 
@@ -204,6 +207,7 @@ TASKS: dict[str, Task] = {
         draw=lambda random: (array(random, 6, 100_000),),
         answer=lambda x: (sum(v // 3 - 2 for v in x),),
         pushgp=56,
+        patience=30,
     ),
     "gcd": Task(
         nd.Instructions(
