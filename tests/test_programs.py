@@ -168,11 +168,10 @@ def test_cases_with_lengths_of_their_own(capacity: int, traced: bool) -> None:
             assert memory == ran.result[0][i, case, :n].tolist() and cell == ran.result[1][i, case]
             told[case] += 1
     assert told.min() > 30 and len({tuple(r) for r in ran.result[1]}) > 20
-    for case in (1, 2, 3):
-        short = {"x": x["x"][case : case + 1, : lengths[case]], "first": x["first"][case : case + 1]}
-        alone = jax.vmap(lambda genome, short=short: program.run(genome, short))(every)
-        np.testing.assert_array_equal(alone.result[0][:, 0], ran.result[0][:, case, : lengths[case]])
-        np.testing.assert_array_equal(alone.steps[:, 0], ran.steps[:, case])
+    short = {"x": x["x"][2:3, : lengths[2]], "first": x["first"][2:3]}
+    alone = jax.vmap(lambda genome: program.run(genome, short))(every)
+    np.testing.assert_array_equal(alone.result[0][:, 0], ran.result[0][:, 2, : lengths[2]])
+    np.testing.assert_array_equal(alone.steps[:, 0], ran.steps[:, 2])
 
 
 def test_lengths_of_floats_and_of_straight_lines() -> None:
