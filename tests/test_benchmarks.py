@@ -282,7 +282,7 @@ def test_problems_of_psb2(monkeypatch: pytest.MonkeyPatch) -> None:
         kept = (1 - melts) ** np.arange(hours + 1)
         assert after == pytest.approx(lies * kept[-1] + falls * kept[1:].sum())
     for (x,), (truth,) in all_of("solve-boolean"):
-        text = "".join({"T": "True", "F": "False"}.get(c := tasks.LETTERS[i], c) for i in x)
+        text = "".join(tasks.LETTERS[i] for i in x).replace("T", "True").replace("F", "False")
         nested = text.replace("&", ") and ").replace("|", ") or ")
         assert truth == eval("(" * (len(x) // 2) + nested)
 
