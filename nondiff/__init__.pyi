@@ -152,6 +152,7 @@ from .trainers import AbstractOutputLoss as AbstractOutputLoss
 from .trainers import AbstractRho as AbstractRho
 from .trainers import AbstractSchedule as AbstractSchedule
 from .trainers import AbstractSelection as AbstractSelection
+from .trainers import Alternate as Alternate
 from .trainers import Backprop as Backprop
 from .trainers import BalancedRho as BalancedRho
 from .trainers import Best as Best

@@ -30,6 +30,11 @@ TRAINERS: dict[str, nd.AbstractTrainer] = {
         rho=0.1,
         every=3,
     ),
+    "alternate": nd.Alternate(
+        {"slope": nd.Backprop(adam()), "search": nd.OpenES(adam(0.2), sigma=0.1, population=16)},
+        {"a": "slope", "b": "search"},
+        steps={"slope": 1, "search": 2},
+    ),
     "ars": nd.ARS(adam(), sigma=0.1, population=16),
     "backprop": nd.Backprop(adam()),
     "backprop_samples": nd.Backprop(optax.sgd(1.0), samples=3),
@@ -95,6 +100,7 @@ FOR_STEADY_LOSSES = {"best_open_es", "evosax_de"} | {  # they keep losses
 WITH_GRADIENT = {
     "admm_backprop",
     "admm_split",
+    "alternate",
     "backprop",
     "backprop_samples",
     "consensus",

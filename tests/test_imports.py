@@ -17,8 +17,8 @@ ROOT = pathlib.Path(nondiff.__file__).parent
 SHARED = {
     # what `Auto` chooses from, and what `Opaque` is made of
     "estimators": "marginal_likelihood smoothing tabulate callback calls child failure isolated memo",
-    "trainers": "activations adaptation cloud covariance gaussian genotype least_squares margin output_losses rates "
-    "residuals rho schedules selection stall substeps variation weighting",
+    "trainers": "activations adaptation cloud covariance gaussian genotype least_squares margin output_losses parts "
+    "rates residuals rho schedules selection stall substeps variation weighting",
     "evaluators": "host vmap",  # what a worker of `Ray` does
     "problems": "stage",
     "signals": "context nets",

@@ -177,12 +177,13 @@ def given_up(losses: np.ndarray, good: float, window: int, least: float, errors:
     return 0, level
 
 
-def test_stall_is_the_rule() -> None:
-    on = nd.Stall(0.3, window=20, least=0.05, errors=1)
+@pytest.mark.parametrize("best", [False, True])
+def test_stall_is_the_rule(best: bool) -> None:
+    on = nd.Stall(0.3, window=20, least=0.05, errors=1, best=best)
 
     def run(losses: Any) -> Any:
         def body(state: Any, loss: Any) -> Any:
-            state = on.update(state, loss, jnp.zeros(()))
+            state = on.update(state, *((-loss, loss) if best else (loss, jnp.zeros(()))))
             return state, (on.over(state), on.level(state))
 
         return jax.lax.scan(body, jax.tree.map(jnp.asarray, on.init()), losses)[1]

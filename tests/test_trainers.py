@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -437,6 +438,116 @@ def test_split_errors_name_both_sides() -> None:
     with pytest.raises(ValueError, match="labels must be a prefix of the parameters") as caught:
         nd.fit(BlackBox(separable, APART), nd.Split({"one": descent}, {"a": "one", "z": "one"}), steps=1, key=jr.key(0))
     assert "'z'" in str(caught.value) and "'b'" in str(caught.value)
+
+
+# Alternate
+
+
+def bilinear(p: dict[str, jax.Array]) -> jax.Array:
+    return p["a"] * p["b"] + 0.1 * jnp.square(p["b"])
+
+
+def test_alternate_moves_one_part_at_a_time_in_the_order_of_its_steps() -> None:
+    descent = nd.Backprop(optax.sgd(0.1))
+    turns = nd.Alternate({"one": descent, "two": descent}, {"a": "one", "b": "two"}, steps={"two": 2, "one": 1})
+    result = nd.fit(BlackBox(bilinear, {"a": 1.0, "b": 2.0}), turns, steps=8, key=jr.key(0), log_every=1)
+    a, b = 1.0, 2.0
+    for step, row in enumerate(result.history):
+        assert row["loss"] == pytest.approx(a * b + 0.1 * b**2, rel=1e-5)
+        mine, other = ("two", "one") if step % 3 < 2 else ("one", "two")
+        assert row[f"{mine}/gradient_norm"] > 0 and np.isnan(row[f"{other}/gradient_norm"])
+        a, b = (a, b - 0.1 * (a + 0.2 * b)) if mine == "two" else (a - 0.1 * b, b)
+    np.testing.assert_allclose([result.params["a"], result.params["b"]], [a, b], rtol=1e-5)
+    assert result.evaluations == 8
+
+
+SEARCHES: dict[str, nd.AbstractTrainer] = {
+    "few": nd.OpenES(optax.sgd(0.1), sigma=0.1, population=4),
+    "many": nd.OpenES(optax.sgd(0.1), sigma=0.1, population=10),
+}
+TURNS = nd.Alternate(SEARCHES, {"x": "few", "y": "many"}, steps={"few": 3, "many": 2})
+BESIDE = nd.Split(
+    {"turns": TURNS, "always": nd.OpenES(optax.sgd(0.1), sigma=0.1, population=6)},
+    {"x": "turns", "y": "turns", "z": "always"},
+)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize("compiled", [True, False])
+def test_only_the_part_whose_turn_it_is_is_evaluated(compiled: bool) -> None:
+    calls: list[float] = []
+
+    def in_jax(p: dict[str, jax.Array]) -> jax.Array:
+        jax.debug.callback(lambda x: calls.append(float(x)), p["x"] + p["y"])
+        return (p["x"] - 1) ** 2 + (p["y"] + 1) ** 2
+
+    def in_python(p: dict[str, Any]) -> float:
+        calls.append(float(p["x"]))
+        return float((p["x"] - 1) ** 2 + (p["y"] + 1) ** 2)
+
+    problem = BlackBox(in_jax if compiled else in_python, {"x": 0.0, "y": 0.0}, traceable=compiled)
+    result = nd.fit(problem, TURNS, steps=7, key=jr.key(0), log_every=1)
+    jax.effects_barrier()
+    assert [row["evaluations"] for row in result.history] == [4, 4, 4, 10, 10, 4, 4]
+    assert result.evaluations == len(calls) == 40
+    assert [row["failed"] for row in result.history] == [0] * 7
+
+
+@pytest.mark.usefixtures("unchecked", "compiled_quickly")
+@pytest.mark.parametrize("evaluator", [nd.Vmap(), nd.Host()])
+def test_a_problem_absorbs_only_what_was_evaluated(evaluator: nd.AbstractEvaluator) -> None:
+    class Remembers(nd.Supervised):
+        def init_state(self, *, key: Any) -> Any:
+            return jnp.zeros(2)
+
+        def absorb(self, state: Any, aux: Any, batch: Any) -> Any:
+            return state + jnp.array([1.0, aux.sum()])
+
+    problem = Remembers(
+        lambda p, b, k: (p["x"] ** 2 + p["y"] ** 2 + p["z"] ** 2, jnp.ones(())),
+        jnp.zeros(3),
+        params={"x": jnp.ones(()), "y": jnp.ones(()), "z": jnp.ones(())},
+    )
+    result = nd.fit(problem, BESIDE, steps=5, key=jr.key(0), evaluator=evaluator)
+    np.testing.assert_array_equal(result.state.problem, [5, 5 * 6 + 3 * 4 + 2 * 10])
+
+
+def test_alternate_gives_the_same_bits_where_answers_come_from_afar() -> None:
+    class Far(nd.AbstractEvaluator):
+        traceable = False
+
+        def evaluate(self, problem: Any, query: Any, batch: Any) -> Any:
+            return eqx.filter_jit(nd.Vmap(2).evaluate)(problem, query, batch)
+
+    problem = BlackBox(lambda p: (p["x"] - 1) ** 2 + (p["y"] + 1) ** 2, {"x": 0.0, "y": 0.0}, traceable=True)
+    near, far = (nd.fit(problem, nd.Best(TURNS), steps=9, key=jr.key(0), evaluator=e) for e in (nd.Vmap(2), Far()))
+    assert near.params == far.params and near.evaluations == far.evaluations == 6 * 4 + 3 * 10
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_turns_of_a_part_that_lives_on_the_host() -> None:
+    problem = BlackBox(lambda p: float((p["x"] - 1) ** 2 + (p["y"] - 2) ** 2), {"x": 0.0, "y": np.zeros(())})
+    parts = {"exact": nd.CMAES(0.5), "search": nd.OpenES(optax.adam(0.1), sigma=0.1, population=8)}
+    trainer = nd.Alternate(parts, {"x": "exact", "y": "search"}, steps={"exact": 2, "search": 2})
+    result = nd.fit(problem, trainer, steps=80, key=jr.key(0))
+    assert result.params["x"].dtype == np.float64
+    np.testing.assert_allclose([result.params["x"], result.params["y"]], [1, 2], atol=0.2)
+    per_step = len(nd.CMAES(0.5).ask(nd.init(problem, trainer, key=jr.key(0)).trainer.parts["exact"], key=jr.key(0)))
+    assert result.evaluations == 40 * (per_step + 8)
+
+
+def test_what_alternate_refuses() -> None:
+    labels = {"x": "few", "y": "many"}
+    with pytest.raises(ValueError, match=r"`Alternate\(steps=\{'few': 3\}\)`: expected a number of steps for each"):
+        nd.Alternate(SEARCHES, labels, steps={"few": 3})
+    with pytest.raises(ValueError, match=r"`Alternate\(steps\['many'\]=0\)`: expected a whole number of at least 1"):
+        nd.Alternate(SEARCHES, labels, steps={"few": 3, "many": 0})
+    with pytest.raises(ValueError, match=r"`Alternate`: the labels and the trainers do not match"):
+        nd.Alternate(SEARCHES, {"x": "few", "y": "few"}, steps={"few": 3, "many": 1})
+    problem = BlackBox(lambda p: p["x"] ** 2 + p["y"] ** 2, {"x": 1.0, "y": 1.0})
+    for around in (nd.Memetic(TURNS, rate=0.1), nd.ADMM(TURNS, nd.prox.Box(-1.0, 1.0), rho=1.0)):
+        with pytest.raises(ValueError, match=r"\(Alternate\(...\)\)`: it needs every answer at every step"):
+            nd.fit(problem, around, steps=1, key=jr.key(0))
 
 
 # Best

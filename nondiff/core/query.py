@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from nondiff.core.exact import namespace
 from nondiff.core.population import Population
@@ -75,6 +75,9 @@ class Query:
     """Asks for `Evaluation.sums`."""
     rows: Rows | None = eqx.field(static=True, default=None)
     """The part of the batch that the losses are of; all of it by default."""
+    due: Bool[Array, ""] | None = None
+    """Is it asked now? Default `None`: at every step. Where it is not, nothing is evaluated; its answer is `None`, or
+    within a compiled step NaN for every member. An evaluator never sees it."""
     wants: Wants = eqx.field(static=True, default=Wants())
 
     def __post_init__(self) -> None:
@@ -150,6 +153,22 @@ def evaluations(tree: PyTree) -> int:
 def answers(tree: PyTree) -> list[Evaluation]:
     """Their answers, in the same order."""
     return jtu.tree_leaves(tree, is_leaf=is_answer)
+
+
+def answered(query: PyTree, answer: PyTree) -> list[tuple[Query, Evaluation]]:
+    """Each query with its answer, but for those that have none since they were not due."""
+    asked, treedef = jtu.tree_flatten(query, is_leaf=is_query)
+    pairs = zip(asked, treedef.flatten_up_to(answer), strict=True)
+    return [(q, a) for q, a in pairs if a is not None]
+
+
+def check_always_due(owner: str, query: Query) -> None:
+    """**Raises** `ValueError` for a query that is not asked at every step, inside a combinator that needs answers."""
+    if query.due is not None:
+        raise ValueError(
+            f"`{owner}(Alternate(...))`: it needs every answer at every step, and parts that take turns do not give "
+            f"them. Put it inside: `Alternate({{'one': {owner}(...), 'two': ...}}, ...)`."
+        )
 
 
 def map_queries(fn: Any, tree: PyTree) -> PyTree:

@@ -5,6 +5,7 @@ queries -> `tell` -> metrics. The root key is never consumed, so step 731 can be
 are pure: jit them, scan them, map them over seeds.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -20,7 +21,7 @@ from nondiff.core.domain import check_inside, complete
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.exact import exactly
 from nondiff.core.problem import AbstractProblem, Batch
-from nondiff.core.query import Rows, answers, queries
+from nondiff.core.query import Evaluation, Query, Rows, answered, answers, is_query
 from nondiff.core.record import record
 from nondiff.core.trainer import AbstractTrainer, Metrics
 from nondiff.core.tree import barrier, fresh, is_traced, map_named, select
@@ -112,7 +113,9 @@ def step(
     evaluate = jit(_evaluate) if evaluator.traceable else _evaluate
     answer = seam(evaluate(evaluator, problem, query, batch))
     new, metrics = tell(trainer, state.trainer, query, answer, k_tell)
-    remembered = absorb(problem, state.problem, batch, answer, metrics["lost"])
+    # A far evaluator leaves out what is not due; a compiled one cannot, and says NaN.
+    dues = [q.due if evaluator.traceable else None for q, _ in answered(query, answer)]
+    remembered = absorb(problem, state.problem, batch, answer, dues, metrics["lost"])
     return TrainState(state.step + 1, state.key, new, remembered), metrics
 
 
@@ -131,10 +134,27 @@ def _draw(problem: AbstractProblem, state: Any, key: Key[Array, ""]) -> Batch:
     return type(problem).batch(problem, state, key=key)
 
 
-def _absorb(problem: AbstractProblem, state: Any, batch: Batch, answer: PyTree, lost: Any) -> Any:
-    aux = [a.aux for a in answers(answer)]
-    aux = jtu.tree_map(lambda *xs: jnp.concatenate([jnp.asarray(x) for x in xs]), *aux)
-    return _unless(lost, type(problem).absorb(problem, state, aux, batch), state)
+def _absorb(problem: AbstractProblem, state: Any, batch: Batch, answer: PyTree, dues: list[Any], lost: Any) -> Any:
+    every = [a.aux for a in answers(answer)]
+
+    def absorbed(aux: list[PyTree]) -> Any:
+        if not aux:
+            return state
+        aux = jtu.tree_map(lambda *xs: jnp.concatenate([jnp.asarray(x) for x in xs]), *aux)
+        return type(problem).absorb(problem, state, aux, batch)
+
+    turns = [i for i, due in enumerate(dues) if due is not None]
+    if not turns or not jtu.tree_leaves(every):
+        return _unless(lost, absorbed(every), state)
+
+    def those(number: int) -> list[PyTree]:
+        """What is always asked about, and the `turns` whose bits are set in a number."""
+        absent = {i for place, i in enumerate(turns) if not number >> place & 1}
+        return [aux for i, aux in enumerate(every) if i not in absent]
+
+    now = sum((dues[i].astype(jnp.int32) << place for place, i in enumerate(turns)), jnp.zeros((), jnp.int32))
+    new = jax.lax.switch(now, [functools.partial(absorbed, those(n)) for n in range(2 ** len(turns))])
+    return _unless(lost, new, state)
 
 
 def _unless(lost: Any, new: Any, old: Any) -> Any:
@@ -148,7 +168,28 @@ def _is_float(x: Any) -> bool:
 
 
 def _evaluate(evaluator: AbstractEvaluator, problem: AbstractProblem, query: PyTree, batch: Batch) -> PyTree:
-    return type(evaluator).evaluate(evaluator, problem, query, batch)
+    asked, treedef = jtu.tree_flatten(query, is_leaf=is_query)
+    if all(q.due is None for q in asked):
+        return type(evaluator).evaluate(evaluator, problem, query, batch)
+    bare = [dataclasses.replace(q, due=None) for q in asked]
+    if not evaluator.traceable:
+        due = [q.due is None or bool(q.due) for q in asked]
+        found = iter(evaluator.evaluate(problem, [q for q, now in zip(bare, due, strict=True) if now], batch))
+        return treedef.unflatten([next(found) if now else None for now in due])
+
+    def one(query: Query, due: Any) -> Evaluation:
+        def ask() -> Evaluation:
+            return evaluator.evaluate(problem, query, batch)
+
+        return ask() if due is None else jax.lax.cond(due, ask, lambda: _nothing(eqx.filter_eval_shape(ask)))
+
+    return treedef.unflatten([one(q, was.due) for q, was in zip(bare, asked, strict=True)])
+
+
+def _nothing(like: Evaluation) -> Evaluation:
+    """In the place of an answer of this shape."""
+    zeros = jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return dataclasses.replace(zeros, loss=jnp.full_like(zeros.loss, jnp.nan))
 
 
 def _ask(trainer: AbstractTrainer, state: Any, key: Key[Array, ""]) -> PyTree:
@@ -159,20 +200,24 @@ def _tell(
     trainer: AbstractTrainer, state: Any, query: PyTree, answer: PyTree, key: Key[Array, ""]
 ) -> tuple[Any, Metrics]:
     new, own = type(trainer).tell(trainer, state, query, answer, key=key)
-    losses = [a.loss for a in answers(answer)]
-    rows = [q.rows for q in queries(query)]
+    pairs = answered(query, answer)
+    losses, rows, dues = [a.loss for _, a in pairs], [q.rows for q, _ in pairs], [q.due for q, _ in pairs]
     moved = [x for x in jtu.tree_leaves(type(trainer).params(trainer, new)) if _is_float(x)]
     on_host = all(isinstance(x, np.ndarray) for x in [*losses, *moved])
-    metrics = _measured(np, rows, losses, moved) if on_host else _measured_by_jax(rows, losses, moved)
+    metrics = (functools.partial(_measured, np) if on_host else _measured_by_jax)(rows, losses, moved, dues)
     return _unless(metrics["lost"], new, state), {**own, **metrics}
 
 
-def _measured(here: Any, rows: list[Rows | None], losses: list[Any], moved: list[Any]) -> Metrics:
-    """`here` is NumPy or JAX's; `rows` say which piece of the batch each of the losses is about."""
+def _measured(here: Any, rows: list[Rows | None], losses: list[Any], moved: list[Any], dues: list[Any]) -> Metrics:
+    """`here` is NumPy or JAX's; `rows` say which piece of the batch each of the losses is about, `dues` whether it was
+    asked for."""
     ok = [here.isfinite(x) for x in losses]
     every, all_ok = here.concatenate(losses), here.concatenate(ok)
     count = here.sum(all_ok)
-    failed = {piece: [~here.any(x) for r, x in zip(rows, ok, strict=True) if r == piece] for piece in rows}
+    asked = [here.asarray(True if due is None else due) for due in dues]
+    made = sum(x.size * due.astype(count.dtype) for x, due in zip(losses, asked, strict=True))
+    nothing = [due & ~here.any(x) for x, due in zip(ok, asked, strict=True)]
+    failed = {piece: [no for r, no in zip(rows, nothing, strict=True) if r == piece] for piece in rows}
     lost = failed.pop(None, [])
     if failed:  # of every piece
         lost = [*lost, here.all(here.stack([here.any(here.stack(each)) for each in failed.values()]))]
@@ -180,9 +225,9 @@ def _measured(here: Any, rows: list[Rows | None], losses: list[Any], moved: list
     return {
         "loss": here.where(count > 0, here.sum(every, where=all_ok) / here.maximum(count, 1), here.nan),
         "best": here.min(every, where=all_ok, initial=here.inf),
-        "failed": every.size - count,
+        "failed": made - count,
         "lost": here.any(here.stack(lost)),
-        "evaluations": here.asarray(every.size),
+        "evaluations": here.asarray(made),
     }
 
 

@@ -2,6 +2,7 @@
 
 from nondiff.trainers.activations import HardThreshold, KWinners, Relu, Sign, Step
 from nondiff.trainers.admm import ADMM
+from nondiff.trainers.alternate import Alternate
 from nondiff.trainers.ars import ARS
 from nondiff.trainers.backprop import Backprop
 from nondiff.trainers.best import Best
@@ -41,6 +42,7 @@ __all__ = [
     "AbstractRho",
     "AbstractSchedule",
     "AbstractSelection",
+    "Alternate",
     "Backprop",
     "BalancedRho",
     "Best",

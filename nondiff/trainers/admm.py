@@ -24,7 +24,7 @@ from nondiff.core.checks import check_count, check_positive
 from nondiff.core.exact import exactly, is_exact, namespace
 from nondiff.core.problem import Params
 from nondiff.core.prox import AbstractProx
-from nondiff.core.query import Evaluation, Quadratic, Query, answers, map_queries, queries
+from nondiff.core.query import Evaluation, Quadratic, Query, answers, check_always_due, map_queries, queries
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
 from nondiff.core.tree import is_none, is_traced, map_named
 from nondiff.trainers.residuals import (
@@ -175,6 +175,7 @@ class ADMM(AbstractTrainer[_State]):
         quadratic = Quadratic(jtu.tree_map(lambda z, u: z - u, state.z, state.u), rho)
 
         def led(query: Query) -> Query:
+            check_always_due("ADMM", query)
             return dataclasses.replace(query, quadratic=(*query.quadratic, quadratic))
 
         return map_queries(led, self.inner.ask(state.inner, key=key))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from nondiff.core.exact import exactly
 from nondiff.core.population import Population
 from nondiff.core.problem import Params
-from nondiff.core.query import Evaluation, Query, answers, queries
+from nondiff.core.query import Evaluation, Query, answered
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
 from nondiff.core.tree import is_none, select
 
@@ -60,7 +60,7 @@ class Best(AbstractTrainer[_State]):
         self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
     ) -> tuple[_State, Metrics]:
         best, loss = state.params, state.loss
-        for q, a in zip(queries(query), answers(answer), strict=True):
+        for q, a in answered(query, answer):
             best, loss = (_better if self.traceable else _better_on_host)(best, loss, q, a)
         inner, metrics = self.inner.tell(state.inner, query, answer, key=key)
         return _State(inner, best, loss), {**metrics, "best_ever": loss}

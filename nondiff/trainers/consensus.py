@@ -23,7 +23,7 @@ from nondiff.core.checks import check_count
 from nondiff.core.exact import exactly, is_exact
 from nondiff.core.problem import Params
 from nondiff.core.prox import AbstractProx
-from nondiff.core.query import Evaluation, Quadratic, Query, Rows, answers, map_queries, queries
+from nondiff.core.query import Evaluation, Quadratic, Query, Rows, answers, check_always_due, map_queries, queries
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_real, check_trainers
 from nondiff.core.tree import select
 from nondiff.trainers.residuals import (
@@ -146,6 +146,7 @@ class Consensus(AbstractTrainer[_State]):
             quadratic = Quadratic(jtu.tree_map(lambda z, u: z - u, state.z, state.u[i]), state.now.rho)
 
             def own(query: Query, i: int = i, quadratic: Quadratic = quadratic) -> Query:
+                check_always_due("Consensus", query)
                 if query.rows is not None:
                     raise ValueError("`Consensus` has shards of shards inside of it; give one `Consensus` all of them.")
                 return dataclasses.replace(query, quadratic=(*query.quadratic, quadratic), rows=Rows(i, self.shards))

@@ -19,7 +19,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from nondiff.core.checks import check_positive
 from nondiff.core.population import Points, Population
 from nondiff.core.problem import Params
-from nondiff.core.query import Evaluation, Query, is_query, map_queries
+from nondiff.core.query import Evaluation, Query, check_always_due, is_query, map_queries
 from nondiff.core.trainer import AbstractTrainer, Metrics, Scheduled, at, check_trainers
 from nondiff.core.tree import is_none
 
@@ -74,6 +74,7 @@ class Memetic(AbstractTrainer[_State]):
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> PyTree[Query]:
         def with_gradient(query: Query) -> Query:
+            check_always_due("Memetic", query)
             if query.weigh is not None or query.population.sampler.averages:
                 raise ValueError(
                     f"`Memetic({type(self.inner).__name__}(...))`: this trainer averages its members and keeps none, "

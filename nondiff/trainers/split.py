@@ -7,25 +7,18 @@ Three examples:
 - an encoder by one optimizer, a decoder by another.
 """
 
-import dataclasses
-import math
 from typing import Any
 
-import equinox as eqx
-import jax.random as jr
-import jax.tree_util as jtu
 from jaxtyping import Array, Key, PyTree
 
 from nondiff.core import calls
 from nondiff.core.problem import Params
-from nondiff.core.query import Evaluation, Query, map_queries
-from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
-from nondiff.core.tree import check_labels, label_leaves
-
-_State = dict[str, Any]
+from nondiff.core.query import Evaluation, Query
+from nondiff.core.trainer import AbstractTrainer, Metrics
+from nondiff.trainers import parts
 
 
-class Split(AbstractTrainer[_State]):
+class Split(AbstractTrainer[parts.States]):
     """One trainer for each label.
 
     **Arguments:**
@@ -51,57 +44,32 @@ class Split(AbstractTrainer[_State]):
     labels: PyTree
 
     def __check_init__(self) -> None:
-        check_trainers("Split", *self.trainers.values())
-        taken = {"loss", "best", "failed", "evaluations", "lost"} & set(self.trainers)
-        if taken:
-            raise ValueError(f"`Split`: {sorted(taken)} are metrics of every step; call that part something else.")
-        check_labels("Split", self.labels, self.trainers, what="trainers")
+        parts.check_parts("Split", self.trainers, self.labels)
 
     @property
     def traceable(self) -> bool:
         return all(trainer.traceable for trainer in self.trainers.values())
 
-    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
-        labels = label_leaves(self.labels, params)
-        state = {}
-        for name, k in self._keys(key).items():
+    def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> parts.States:
+        return parts.begin(self.trainers, self.labels, params, domain, key)
 
-            def mine(label: str, x: Any, name: str = name) -> Any:
-                return x if label == name else None
-
-            own_domain = jtu.tree_map(mine, labels, domain)
-            state[name] = calls.init(self.trainers[name], jtu.tree_map(mine, labels, params), own_domain, k)
-        return state
-
-    def _keys(self, key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
-        return dict(zip(sorted(self.trainers), jr.split(key, len(self.trainers)), strict=True))
-
-    def ask(self, state: _State, *, key: Key[Array, ""]) -> dict[str, PyTree[Query]]:
-        now = {name: self.trainers[name].params(state[name]) for name in state}
-        query = {}
-        for name, k in self._keys(key).items():
-            siblings = [now[other] for other in now if other != name]
-
-            def with_siblings(q: Query, siblings: list[Params] = siblings) -> Query:
-                return dataclasses.replace(q, others=eqx.combine(q.others, *siblings))
-
-            query[name] = map_queries(with_siblings, calls.ask(self.trainers[name], state[name], k))
-        return query
+    def ask(self, state: parts.States, *, key: Key[Array, ""]) -> dict[str, PyTree[Query]]:
+        return parts.ask(self.trainers, state, key)
 
     def tell(
-        self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
-    ) -> tuple[_State, Metrics]:
+        self, state: parts.States, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
+    ) -> tuple[parts.States, Metrics]:
         new, metrics = {}, {}
-        for name, k in self._keys(key).items():
+        for name, k in parts.keys_of(self.trainers, key).items():
             new[name], metrics[name] = calls.tell(self.trainers[name], state[name], query[name], answer[name], k)
         return new, metrics
 
-    def params(self, state: _State) -> Params:
-        return eqx.combine(*[self.trainers[name].params(state[name]) for name in sorted(state)])
+    def params(self, state: parts.States) -> Params:
+        return parts.joined(self.trainers, state)
 
     @property
     def endings(self) -> tuple[str, ...]:
         return ("the trainer of every part has come to its end",)
 
-    def ended(self, state: _State) -> Any:
-        return math.prod((self.trainers[name].ended(state[name]) != 0) * 1 for name in sorted(state))
+    def ended(self, state: parts.States) -> Any:
+        return parts.ended(self.trainers, state)

@@ -132,6 +132,8 @@ class Stall(AbstractCriterion[_Windows]):
     - `least`: an improvement from one window to the next that is worth going on (default 0.03).
     - `errors`: standard errors of the improvement that it must be away from `least` (default 1.5); more of them wait
       longer before giving up a try whose loss is noisy.
+    - `best`: look at the best loss of each step instead of the mean of its evaluations (default False), for searches,
+      most of whose members are much worse than what they have found.
 
     The defaults are for losses of 0 or 1 per case in batches of about 64, whose means have a standard error of up to
     0.006 over a window; smaller batches need longer windows. They stop 20 of 20 runs that are trapped on sums of two
@@ -155,6 +157,7 @@ class Stall(AbstractCriterion[_Windows]):
     window: int = eqx.field(static=True, default=100, kw_only=True)
     least: int | float = eqx.field(static=True, default=0.03, kw_only=True)
     errors: int | float = eqx.field(static=True, default=1.5, kw_only=True)
+    best: bool = eqx.field(static=True, default=False, kw_only=True)
 
     def __check_init__(self) -> None:
         check_count("Stall", "window", self.window, least=2)
@@ -170,7 +173,7 @@ class Stall(AbstractCriterion[_Windows]):
         return _Windows(np.array(0), zero, zero, np.array(math.inf), zero, np.array(False))
 
     def update(self, state: _Windows, mean: Array, best: Array) -> _Windows:
-        del best
+        mean = best if self.best else mean
         n = state.steps + 1
         centre = state.mean + (mean - state.mean) / n
         squares = state.squares + (mean - state.mean) * (mean - centre)
