@@ -11,11 +11,13 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
 
+import nondiff as nd
 from nondiff.launch.main import main
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
@@ -171,10 +173,62 @@ def test_sort_in_the_middle_learns(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["program_calls"] == 150 * 64 * (2 * 8 + 1)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
+def test_perceive_and_compute_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(
+        capsys, "perceive_and_compute", "--task", "max", "--rounds", "3", "--gradient", "100", "--population", "64",
+        "--tries", "1", "--end-to-end", "50",
+    )  # fmt: skip
+    assert found["exact"] == 1 and found["answer_accuracy"] > 0.85 and found["digit_accuracy"] > 0.9
+    assert found["evaluations"] == 3 * (15 * 64 + 100 * 1) and found["tries"] == 1
+    assert 0.1 < found["end_to_end"] < found["answer_accuracy"]
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_an_answers_probability_is_that_of_all_symbols_that_give_it() -> None:
+    both = load("perceive_and_compute")
+    train, test = both.load(both.Config(task="difference", pairs=7))
+    shown = {image.tobytes() for image in train.images.reshape(-1, 64)}
+    assert not any(image.tobytes() in shown for image in test.images.reshape(-1, 64))
+    np.testing.assert_array_equal(train.answers, abs(train.digits[:, 0] - train.digits[:, 1]))
+    params = both.start(both.Config())(jr.key(0))
+    code = jnp.zeros_like(params["program"].code).at[:2].set(jnp.array([[3, 0, 1], [7, 0, 0]]))  # v[0] - v[1], abs
+    params["program"] = nd.Genome(code)
+    found = both.loss(params, (train.images, train.answers), None)
+    says = np.asarray(jax.nn.softmax(both.apply(params["reader"], train.images)), float)
+    for (a, b), answer, value in zip(says, train.answers, found, strict=True):
+        p = sum(a[i] * b[j] for i in range(10) for j in range(10) if abs(i - j) == answer)
+        assert value == pytest.approx(-np.log(p + both.FLOOR), rel=1e-4)
+
+    def tabulated(reader: Any) -> Any:
+        def wrong(symbols: Any) -> Any:
+            given = both.PROGRAM(params["program"], {"x": symbols[:, 0], "y": symbols[:, 1]})
+            return (given != train.answers).astype(jnp.float32)
+
+        logits = both.apply(reader, train.images)
+        return jnp.mean(nd.through(wrong, logits, via=nd.Tabulate(), key=jr.key(0)))
+
+    def direct(reader: Any) -> Any:
+        return jnp.mean(both.loss({**params, "reader": reader}, (train.images, train.answers), None))
+
+    one, other = jax.grad(direct)(params["reader"]), jax.grad(tabulated)(params["reader"])
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
+
+
+def test_a_renaming_is_what_most_images_of_a_digit_are_called() -> None:
+    digits = np.repeat(np.arange(10), 4).reshape(-1, 2)
+    symbols = 9 - digits
+    symbols[0, 0], symbols[-1, 0] = 3, 5  # one of four is read as something else
+    assert load("perceive_and_compute").renaming(symbols, digits).tolist() == list(range(9, -1, -1))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words", "metric", "least"),
     [
+        ("perceive_and_compute", ("--task", "modular"), "exact", 1),
+        ("perceive_and_compute", ("--task", "multiply"), "answer_accuracy", 0.93),
         ("visual_sudoku", (), "share_of_ceiling", 0.95),
         ("shortest_path", (), "share_of_ceiling", 0.8),
         ("step_network", (), "accuracy", 0.88),  # seed 0: .912 on two cores, .894 on one
