@@ -49,7 +49,7 @@ class Alternate(AbstractTrainer[_State]):
     step.
 
     >>> import jax, jax.numpy as jnp, nondiff, optax
-    >>> problem = nondiff.BlackBox(lambda p: (p["x"] - p["n"]) ** 2 + jnp.abs(p["n"] - 5), {"x": 0.0, "n": 0},
+    >>> problem = nondiff.BlackBox(lambda p: (p["x"] - p["n"]) ** 2 / 2 + jnp.abs(p["n"] - 5), {"x": 0.0, "n": 0},
     ...                            domain={"x": nondiff.Real(), "n": nondiff.Integer(0, 9)})
     >>> trainer = Alternate({"search": nondiff.Genetic(population=8), "slope": nondiff.Backprop(optax.adam(0.3))},
     ...                     {"n": "search", "x": "slope"}, steps={"search": 2, "slope": 20})
