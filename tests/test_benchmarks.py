@@ -295,3 +295,16 @@ def test_problems_of_psb2(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[:2].tolist() == [0, 0] and 0 < found[2] < psb2.ENDLESS == found[3]
     found = psb2.losses(task, ran, answers, 1e-4)
     assert found[1] > 0
+
+
+def test_formulas() -> None:
+    """All have the same numbers and as many nodes; a product is found again."""
+    small = ("--formulas", "I.12.1", "--nodes=4000", "--noises", "0.01", "--processes=1")
+    found = bench("programs.py", "--parts", "feynman", *small)
+    rows = {row["method"]: row for row in found["feynman"]}
+    peers = set() if found["skipped"] else {"gplearn", "gplearn, scaled"}
+    assert rows.keys() == {"nondiff", "nondiff, 10 times"} | peers
+    for method, row in rows.items():
+        share = 40_000 if method == "nondiff, 10 times" else 4_000
+        assert share <= row["nodes"] < share + 30_000 and row["r2"] <= 1 and row["exact"] in (0, 1)
+    assert rows["nondiff"]["exact"] == 1 and rows["nondiff"]["r2"] > 0.9999

@@ -5,6 +5,7 @@
     python experiments/benchmarks/programs.py --parts sort --seeds 3 --json
     python experiments/benchmarks/programs.py --parts psb2
     python experiments/benchmarks/programs.py --parts psb2 --problems gcd --psb2-seeds 0 1 --seconds 30
+    python experiments/benchmarks/programs.py --parts feynman --formulas I.12.2 I.27.6
 
 `interpreter`: the same 1,000 random trees on 32, 256 and 2,048 cases by every engine (`programs_interpreter.py`), which
 take turns; all must give the same values. Rates are of CPU time, all threads together, medians.
@@ -18,6 +19,10 @@ lexicase (`programs_psb2.py`). `solved` is how many runs found a program that do
 finds none takes all of its time, and its evaluations count in the median. Beside it stand PushGP's published successes
 of 100 runs of 300,000 evaluations, with other instructions and the suite's own data.
 
+`feynman`: `experiments/symbolic_regression.py` and gplearn on formulas from physics, at as many nodes
+(`programs_feynman.py`). `exact` is how many were found but for a constant, `R2 > .999` the share of those that fit at
+1,000 unseen points. Needs sympy.
+
 gplearn and deap are compared where they are installed.
 """
 
@@ -30,6 +35,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import programs_feynman
 import programs_interpreter
 import programs_psb2
 import tyro
@@ -50,7 +56,7 @@ SEARCHES: dict[str, tuple[str, ...]] = {
 class Options:
     """What can be chosen."""
 
-    parts: tuple[Literal["interpreter", "sort", "psb2"], ...] = ("interpreter", "sort", "psb2")
+    parts: tuple[Literal["interpreter", "sort", "psb2", "feynman"], ...] = ("interpreter", "sort", "psb2", "feynman")
     """What is measured."""
     cases: tuple[int, ...] = (32, 256, 2048)
     """Of the interpreters."""
@@ -68,6 +74,22 @@ class Options:
     """Of psb2: of the examples and the search."""
     seconds: float = 60.0
     """Of psb2: time of the processor that a run may take, compilation included."""
+    formulas: tuple[str, ...] = ()
+    """Of feynman. Default: all that have no arcsine, 98."""
+    noises: tuple[float, ...] = (0.0, 0.01)
+    """Of feynman, in units of the root mean square of the values."""
+    formula_seeds: int = 1
+    """Of feynman."""
+    formula_cases: int = 64
+    """Of feynman."""
+    nodes: float = 2e5
+    """Of feynman: lines, or nodes of trees, of all programs of a search, each computed for all cases."""
+    processes: int = 2
+    """Of feynman."""
+    methods: tuple[Literal["nondiff", "nondiff, 10 times", "gplearn", "gplearn, scaled"], ...] = (
+        programs_feynman.METHODS
+    )
+    """Of feynman."""
     json: bool = False
     """The last line is one JSON object with all of it."""
 
@@ -135,6 +157,15 @@ def tables(options: Options, found: dict[str, list[Any]]) -> Iterator[str]:
         ]
         head = ("psb2", "solved", "of", "evaluations", "CPU s", "PushGP, of 100")
         yield from aligned([head, *rows], right=range(1, 6))
+    if "feynman" in options.parts:
+        found["feynman"] = list(
+            programs_feynman.rows(
+                options.formulas or tuple(programs_feynman.names()), options.noises, options.formula_seeds,
+                options.formula_cases, options.nodes, options.processes, options.methods, found["skipped"],
+            )
+        )  # fmt: skip
+        head = ("feynman", "noise", "exact", "of", "%", "R2 > .999", "M nodes", "CPU s")
+        yield from aligned([head, *programs_feynman.summary(found["feynman"])], right=range(1, 8))
 
 
 def main(options: Options) -> None:
@@ -144,13 +175,16 @@ def main(options: Options) -> None:
     unknown = set(options.problems) - set(programs_psb2.TASKS)
     if unknown:
         raise SystemExit(f"--problems: {', '.join(unknown)} is none of {', '.join(programs_psb2.TASKS)}.")
-    found: dict[str, list[Any]] = {"interpreter": [], "sort": [], "psb2": [], "skipped": []}
+    missing = set(options.formulas) - set(programs_feynman.names())
+    if missing:
+        raise SystemExit(f"--formulas: {', '.join(missing)} is none of {', '.join(programs_feynman.names())}.")
+    found: dict[str, list[Any]] = {"interpreter": [], "sort": [], "psb2": [], "feynman": [], "skipped": []}
     for line in tables(options, found):
         print(line, flush=True)
     for line in found["skipped"]:
         print(line)
     if options.json:
-        peers = {peer: version(peer) for peer in ("gplearn", "deap")}
+        peers = {peer: version(peer) for peer in ("gplearn", "deap", "sympy")}
         print(json.dumps(found | {"settings": dataclasses.asdict(options), "versions": versions() | peers}))
 
 
