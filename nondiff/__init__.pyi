@@ -101,6 +101,7 @@ from .programs import Cells as Cells
 from .programs import Constants as Constants
 from .programs import Genome as Genome
 from .programs import Instructions as Instructions
+from .programs import Lists as Lists
 from .programs import Memory as Memory
 from .programs import Outcome as Outcome
 from .programs import Program as Program

@@ -1,6 +1,6 @@
 """Programs: instruction sets, the machine that runs them, and what they say in Python."""
 
-from nondiff.programs.banks import Cells, Constants, Memory
+from nondiff.programs.banks import Cells, Constants, Lists, Memory
 from nondiff.programs.instructions import Instructions
 from nondiff.programs.machine import Outcome
 from nondiff.programs.program import Genome, Program
@@ -13,6 +13,7 @@ __all__ = [
     "Constants",
     "Genome",
     "Instructions",
+    "Lists",
     "Memory",
     "Outcome",
     "Program",

@@ -89,6 +89,61 @@ def lengths_of(memory: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lists(Bank):
+    """A few places that hold lists of whole numbers, each of any length up to a capacity.
+
+    A line makes a new list of others: `l[a] = sorted(l[b])`, `l[a] = [x * x for x in l[b] if x > 0]`,
+    `l[a] = [x + y for x, y in zip(l[a], l[b])]`, `l[a] = list(accumulate(l[b]))`, `l[a] = l[b][::-1]`,
+    `l[a] = l[b][:3]`, `l[a] = l[a] + l[b]`; or a number: `r[a] = sum(l[b])`, `r[a] = l[b][0]`.
+    What is longer than the capacity is cut off when it is stored. An empty list has the least and largest element 0,
+    and every other one; places of elements wrap round.
+
+    **Arguments:**
+
+    - `start`: what each place starts from, a name, which becomes an input of the program, or `"[]"`; or how many
+      places start empty. The input is `[cases, length]`, or a pair of such an array and the cases' lengths.
+    - `capacity`: how many elements a list holds at most, 1 to 256. It costs as much as its square.
+
+    A result such as `"l[0]"` is a pair, `([cases, capacity], lengths)`, with zeros beyond the length.
+
+    **Raises** `ValueError` for no places, a start that is none, or a capacity out of range.
+
+    >>> Lists(["x", "[]"], capacity=8)
+    Lists(start=('x', '[]'), capacity=8)
+    """
+
+    start: int | Sequence[str]
+    capacity: int = dataclasses.field(kw_only=True)
+    real: bool = dataclasses.field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        start = self.start
+        if isinstance(start, int):
+            check_count("Lists", "start", start)
+            start = ["[]"] * start
+        if isinstance(start, str) or not start or not all(x == "[]" or _is_name(x) for x in start):
+            raise ValueError(f'`Lists(start={start!r})`: expected, for each place, the name of an input or "[]".')
+        object.__setattr__(self, "start", tuple(start))
+        check_count("Lists", "capacity", self.capacity)
+        if self.capacity > 256:
+            raise ValueError(f"`Lists(capacity={self.capacity})`: expected 256 or less; a longer array is a `Memory`.")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What all places start from."""
+        assert not isinstance(self.start, int)
+        return tuple(self.start)
+
+    @property
+    def size(self) -> int:
+        return len(self.texts)
+
+
+def _is_name(x: object) -> bool:
+    return isinstance(x, str) and x.isidentifier()
+
+
+@dataclasses.dataclass(frozen=True)
 class Constants(Bank):
     """Float constants of the program's own, leaves of its parameters: read only.
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nondiff.programs.banks import Bank, Cells, Constants, Memory
-from nondiff.programs.line import BEGIN, FLAGS, OPERANDS, WORDS, Line, expression, parse
+from nondiff.programs.banks import Bank, Cells, Constants, Lists, Memory
+from nondiff.programs.line import BEGIN, FLAGS, LISTS, OPERANDS, WORDS, Line, expression, parse
 
-RESERVED = {*OPERANDS, *FLAGS, *WORDS, BEGIN, "_", "clip", "np", "Memory", "len", "list", "super", "int", "max", "min"}
+RESERVED = {*OPERANDS, *FLAGS, *WORDS, *LISTS, BEGIN, "_", "clip", "np", "Memory", "list", "super", "int", "self"}
+RESERVED |= {"accumulate", "zip"}
 """Names that lines, or printed programs, use otherwise."""
 
 
@@ -23,7 +24,7 @@ class Instructions:
       operands: `"r[a] = r[b]"`, `"x[r[a]], x[r[b]] = x[r[b]], x[r[a]]"`. Right sides are read before anything is
       written. Two names are special: `skip = test` leaves out the next line if the test holds, and `again = test` goes
       back to the last `begin` above it, a line of its own, or to the program's start.
-    - `banks`: by name, `Cells`, `Memory` or `Constants`.
+    - `banks`: by name, `Cells`, `Memory`, `Lists` or `Constants`.
     - `result`: an expression of what the program gives: a bank, `"x"`, a place, `"r[0]"`, or several of them.
     - `operands`: how many values `a` and `b` take. Default: as many as the largest bank that each indexes has places.
 
@@ -55,7 +56,7 @@ class Instructions:
         for name, bank in self.banks.items():
             _check_name(name)
             if not isinstance(bank, Bank):
-                raise ValueError(f"`Instructions(banks)`: {name!r}: {bank!r}; expected `Cells`, `Memory`, `Constants`.")
+                raise ValueError(f"`Instructions(banks)`: {name!r}: {bank!r}; expected one, such as `Cells(2)`.")
         if sum(isinstance(bank, Constants) for bank in self.banks.values()) > 1:
             raise ValueError("`Instructions(banks)`: there are several `Constants`; expected one bank of them.")
         self.parsed: tuple[Line, ...] = tuple(parse(text, self.banks) for text in self.lines)
@@ -80,17 +81,25 @@ class Instructions:
         return hash(repr(self))
 
     @functools.cached_property
+    def lists(self) -> dict[str, Lists]:
+        """Inputs that lists start from, and the bank, of several the one of the least capacity."""
+        banks = sorted((b for b in self.banks.values() if isinstance(b, Lists)), key=lambda bank: -bank.capacity)
+        return {text: bank for bank in banks for text in bank.texts if text != "[]"}
+
+    @functools.cached_property
     def straight(self) -> bool:
         """Does every program go through its lines once, from top to bottom?"""
         return not any(line.flag("skip") or line.flag("again") for line in self.parsed)
 
     @functools.cached_property
-    def target(self) -> ast.expr | None:
-        """The only one that lines write to, if there is one, it is a place that an operand names, and none jumps."""
+    def targets(self) -> tuple[ast.Subscript, ...] | None:
+        """One for each bank that is written to, if no line jumps, each writes to one place that an operand names, and
+        all that write to a bank name it alike."""
         found = {ast.unparse(t): t for line in self.parsed for t in line.targets}
-        (only,) = found.values() if len(found) == 1 else (None,)
-        named = isinstance(only, ast.Subscript) and isinstance(only.slice, ast.Name | ast.Constant)
-        return only if named and all(len(line.targets) < 2 for line in self.parsed) else None
+        places = tuple(t for t in found.values() if isinstance(t, ast.Subscript))
+        named = len(places) == len(found) and all(isinstance(t.slice, ast.Name | ast.Constant) for t in places)
+        apart = len({_name(t) for t in places}) == len(places)
+        return places if named and apart and all(len(line.targets) < 2 for line in self.parsed) else None
 
     def check(self, code: np.ndarray) -> None:
         """**Raises** `ValueError` for a program with a number that is no line's, or an operand that is none."""
@@ -138,6 +147,7 @@ class Instructions:
 
     def _inputs(self) -> tuple[str, ...]:
         names = [name for name, bank in self.banks.items() if isinstance(bank, Memory)]
+        names += [*self.lists]
         for bank in self.banks.values():
             if isinstance(bank, Cells):
                 for text in bank.texts:
@@ -146,12 +156,14 @@ class Instructions:
                     names += [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called]
         for name in names:
             _check_name(name)
+            if name in self.lists and (name in self.banks or names.count(name) > 1):
+                raise ValueError(f"`Lists` start from `{name}`, and so does another bank; use another name.")
             if not isinstance(self.banks.get(name, Memory()), Memory):
                 raise ValueError(
                     f"`Cells` start from `{name}`, which is a bank; expected inputs, and `len` of memories."
                 )
         if not names:
-            raise ValueError("`Instructions`: no cell starts from an input, and there is no `Memory`; expected one.")
+            raise ValueError("`Instructions`: no cell or list starts from an input, and there is no `Memory`.")
         return tuple(dict.fromkeys(names))
 
 

@@ -6,6 +6,7 @@ prints it as part of a program. So what is printed is what was computed.
 
 import abc
 import ast
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from nondiff.core.record import record
@@ -19,6 +20,8 @@ BINARY = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
 COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
 WORDS = {"abs": 1, "min": 2, "max": 2, "sin": 1, "cos": 1, "tanh": 1, "exp": 1, "log": 1, "sqrt": 1}
 """Functions that a line may call, and how many arguments they take."""
+LISTS = {"len", "sum", "min", "max", "sorted"}
+"""Functions of one list."""
 BEGIN = "begin"
 
 
@@ -80,6 +83,18 @@ class AbstractMeaning(abc.ABC, Generic[Value]):
     @abc.abstractmethod
     def choose(self, test: Value, yes: Value, no: Value) -> Value: ...
 
+    @abc.abstractmethod
+    def empty(self) -> Value:
+        """The list without elements."""
+
+    @abc.abstractmethod
+    def on_list(self, function: str, args: list[Value]) -> Value:
+        """Of a list, and maybe a number: one of `LISTS`, `"take"`, `"drop"`, `"reversed"`, `"item"`, `"accumulate"`."""
+
+    @abc.abstractmethod
+    def comprehension(self, names: list[str], lists: list[Value], body: ast.expr, test: ast.expr | None) -> Value:
+        """The list of `body` for each element of `lists` side by side, by `names`, for which `test` holds."""
+
 
 def walk(node: ast.expr, means: AbstractMeaning[Value], banks: Any) -> Value | tuple[Value, ...]:
     """The value of an expression; a tuple for one of several values. `banks` are the names that may be indexed."""
@@ -102,6 +117,26 @@ def walk(node: ast.expr, means: AbstractMeaning[Value], banks: Any) -> Value | t
             return means.read(bank, one(index))
         case ast.Call(func=ast.Name(id="len"), args=[ast.Name(id=bank)], keywords=[]) if bank in banks:
             return means.length(bank)
+        case ast.Subscript(value=x, slice=ast.Slice() as part):
+            return _part(part, one(x), means, one)
+        case ast.Subscript(value=ast.Subscript() as x, slice=index):
+            return means.on_list("item", [one(x), one(index)])
+        case ast.Call(func=ast.Name(id=name), args=[x], keywords=[]) if name in LISTS:
+            return means.on_list(name, [one(x)])
+        case ast.Call(func=ast.Name(id="list"), args=[ast.Call(func=ast.Name(id="accumulate"), args=[x])]):
+            return means.on_list("accumulate", [one(x)])
+        case ast.Call(
+            func=ast.Name(id="list"),
+            args=[ast.Call(func=ast.Name(id="accumulate"), args=[x, ast.Name(id="min" | "max" as name)])],
+        ):
+            return means.on_list(f"accumulate {name}", [one(x)])
+        case ast.List(elts=[]):
+            return means.empty()
+        case ast.ListComp(elt=body, generators=[ast.comprehension(target=target, iter=source, ifs=tests)]):
+            names, sources = _sources(target, source, banks)
+            if len(tests) > 1:
+                raise ValueError(f"`{ast.unparse(node)}` has several tests; join them by `and`.")
+            return means.comprehension(names, [one(x) for x in sources], body, tests[0] if tests else None)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if WORDS.get(name) == len(args):
             return means.call(name, [one(x) for x in args])
         case ast.BinOp(left=left, op=op, right=right) if isinstance(op, BINARY):
@@ -124,8 +159,45 @@ def walk(node: ast.expr, means: AbstractMeaning[Value], banks: Any) -> Value | t
             return tuple(map(one, parts))
     raise ValueError(
         f"`{ast.unparse(node)}` is nothing that a line may say. It may use numbers, `bank[place]`, `len(bank)`, "
-        f"`+ - * / // %`, comparisons of two values, `and`, `or`, `not`, `x if test else y`, and {', '.join(WORDS)}."
+        f"`+ - * / // %`, comparisons of two values, `and`, `or`, `not`, `x if test else y`, {', '.join(WORDS)}; of "
+        f"lists also `x[i]`, `x[i:]`, `x[:i]`, `x[::-1]`, `x + y`, {', '.join(sorted(LISTS))}, `list(accumulate(x))`, "
+        "and `[... for x in ... if ...]`, of several lists by `zip`."
     )
+
+
+def _part(part: ast.Slice, x: Value, means: AbstractMeaning[Value], one: Callable[[ast.expr], Value]) -> Value:
+    match part:
+        case ast.Slice(lower=None, upper=ast.expr() as stop, step=None):
+            return means.on_list("take", [x, one(stop)])
+        case ast.Slice(lower=ast.expr() as start, upper=None, step=None):
+            return means.on_list("drop", [x, one(start)])
+        case ast.Slice(lower=None, upper=None, step=ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=1))):
+            return means.on_list("reversed", [x])
+    raise ValueError(f"`[{ast.unparse(part)}]`: expected `[:stop]`, `[start:]`, or `[::-1]`.")
+
+
+def _sources(target: ast.expr, source: ast.expr, banks: Any) -> tuple[list[str], list[ast.expr]]:
+    """The names of a comprehension, and the lists that they go through."""
+    match target, source:
+        case ast.Name() as only, _:
+            targets: list[ast.expr] = [only]
+            sources = [source]
+        case ast.Tuple(elts=targets), ast.Call(func=ast.Name(id="zip"), args=sources, keywords=[]) if len(
+            targets
+        ) == len(sources):
+            pass
+        case _:
+            raise ValueError(
+                f"`for {ast.unparse(target)} in {ast.unparse(source)}`: expected `for x in list`, or "
+                "`for x, y in zip(list, list)`."
+            )
+    names = [x.id for x in targets if isinstance(x, ast.Name)]
+    if len(set(names)) != len(sources) or any(x in banks or x in OPERANDS for x in names):
+        raise ValueError(
+            f"`for {ast.unparse(target)} in {ast.unparse(source)}`: expected different names, and none of operands "
+            "or banks."
+        )
+    return names, sources
 
 
 def _choose(means: AbstractMeaning[Any], test: Any, yes: Any, no: Any) -> Any:

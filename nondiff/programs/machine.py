@@ -12,11 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nondiff.core.record import record
 from nondiff.programs.instructions import Instructions
-from nondiff.programs.lanes import SHORT, Banks, Lanes, start, step
+from nondiff.programs.lanes import SHORT, Banks, Lanes
+from nondiff.programs.lists import Items
+from nondiff.programs.step import start, step
 
 Inputs = Mapping[str, Array]
-"""By name: `[1 or programs, cases]`, of a `Memory` `[1 or programs, cases, length]`, and of one whose cases differ also
-their lengths `[1 or programs, cases]`, as `lengths_of` it."""
+"""By name: `[1 or programs, cases]`, of a `Memory` or a list `[1 or programs, cases, length]`, and where cases differ
+also their lengths `[1 or programs, cases]`, as `lengths_of` it."""
 Constants = Float[Array, "programs constants"] | None
 
 
@@ -44,7 +46,8 @@ class Outcome:
     """A program's run."""
 
     result: Any
-    """`[cases]`, of a bank `[cases, places]`; a tuple if the set's result is one."""
+    """`[cases]`, of a bank `[cases, places]`, of a list `([cases, capacity], lengths)`; a tuple if the set's result is
+    one."""
     halted: Bool[Array, "*programs cases"]
     """Did it end within its budget? If not, `result` is what stood there then."""
     steps: Int[Array, "*programs cases"]
@@ -123,7 +126,10 @@ def outcome(instructions: Instructions, ran: Ran, length: int) -> Outcome:
     """What has come of programs of so many lines."""
     value = Lanes(ran.banks, {}).value(instructions.returned)
 
-    def one(x: Array) -> Array:
+    def one(x: Any) -> Any:
+        if isinstance(x, Items):
+            shape = jnp.broadcast_shapes(x.values.shape, (*ran.place.shape[:1], 1, ran.place.shape[1]))
+            return jnp.moveaxis(jnp.broadcast_to(x.values, shape), 1, 2), jnp.broadcast_to(x.lengths, ran.place.shape)
         x = jnp.moveaxis(x, 1, 2) if x.ndim == 3 else x
         return jnp.broadcast_to(x, (*ran.place.shape, *x.shape[2:]))
 

@@ -1,7 +1,6 @@
 """A program as a part of a model: its lines are integers among the parameters, and any of them is a program."""
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -16,12 +15,10 @@ from nondiff.core.checks import check_count
 from nondiff.core.code import Code
 from nondiff.core.domain import Real
 from nondiff.core.record import record
-from nondiff.core.tree import is_traced
-from nondiff.programs.arithmetic import whole
-from nondiff.programs.banks import Constants, Memory, lengths_of
+from nondiff.programs.banks import Constants
 from nondiff.programs.execute import executor
+from nondiff.programs.inputs import checked
 from nondiff.programs.instructions import Instructions
-from nondiff.programs.line import LIMIT
 from nondiff.programs.machine import Outcome
 from nondiff.programs.python import to_python
 from nondiff.programs.strategies import AbstractStrategy, Automatic, Together
@@ -122,14 +119,15 @@ class Program(eqx.Module):
         return Genome(code, jr.normal(k_constants, (self._constants,)) if self._constants else None)
 
     def __call__(self, params: Genome, x: Any) -> Any:
-        """What the set's `result` says: `[cases]`, or `[cases, places]`. `x` is the input, `[cases]` or, of a `Memory`,
-        `[cases, length]`, or a pair `([cases, capacity], lengths [cases])`; a dictionary of them by name if there are
-        several."""
+        """What the set's `result` says: `[cases]`, or `[cases, places]`; of a list `([cases, capacity], lengths)`.
+
+        `x` is the input: `[cases]` or, of a `Memory` or a list, `[cases, length]`, or a pair
+        `([cases, capacity], lengths [cases])`; a dictionary of them by name if there are several."""
         return self.run(params, x).result
 
     def run(self, params: Genome, x: Any) -> Outcome:
         """The result, whether it is one, and what it cost."""
-        inputs = self._checked_inputs(x)
+        inputs = checked(self.instructions, x)
         self._check(params)
         code = jnp.asarray(params.code).astype(jnp.int32)[None]
         constants = None if params.constants is None else jnp.asarray(params.constants)[None]
@@ -149,38 +147,6 @@ class Program(eqx.Module):
         given = 0 if params.constants is None else jnp.shape(params.constants)[-1]
         if given != self._constants:
             raise ValueError(f"`Program`: {given} constants are given, and its instructions have {self._constants}.")
-
-    def _checked_inputs(self, x: Any) -> dict[str, Array]:
-        names, banks = self.instructions.inputs, self.instructions.banks
-        given = x if isinstance(x, Mapping) else {names[0]: x} if len(names) == 1 else None
-        if given is None or set(given) != set(names):
-            what = sorted(given) if given is not None else type(x).__name__
-            raise ValueError(
-                f"`Program`: its inputs are {', '.join(names)}, and {what} is given; pass "
-                "a dictionary by name, or an array if there is one input."
-            )
-        out = {}
-        for name, value in given.items():
-            if isinstance(value, tuple) and isinstance(banks.get(name), Memory):
-                value, out[lengths_of(name)] = _checked_pair(name, value)
-            if not isinstance(value, jax.Array):  # cut off before JAX takes 32 bits of it
-                value = np.asarray(value)
-                value = np.clip(value, -LIMIT, LIMIT) if np.issubdtype(value.dtype, np.integer) else value
-            value, bank = jnp.asarray(value), banks.get(name)
-            if value.ndim != (1 if bank is None else 2) or 0 in value.shape:
-                raise ValueError(
-                    f"`Program`: the input `{name}` is {list(value.shape)}; expected "
-                    f"{'[cases]' if bank is None else '[cases, length]'}, 1 or more of each."
-                )
-            real = jnp.issubdtype(value.dtype, jnp.floating)
-            if bank is not None and real and not bank.real:
-                raise ValueError(f"`Program`: the input `{name}` is {value.dtype}, and holds whole numbers.")
-            is_real = real if bank is None else bank.real
-            out[name] = (value.astype(jnp.float32) if is_real else whole(value.astype(jnp.int32)))[None]
-        counts = {name: x.shape[1] for name, x in out.items()}
-        if len(set(counts.values())) != 1:
-            raise ValueError(f"`Program`: its inputs have so many cases: {counts}; expected equally many.")
-        return out
 
     def to_python(self, params: Genome, *, name: str = "program") -> str:
         """Readable Python that computes the same for one case, from plain numbers and lists. Floats are those of NumPy,
@@ -220,7 +186,7 @@ def _check_lines(instructions: Instructions) -> None:
 
     def run() -> Any:
         inputs = {
-            name: jnp.zeros((1, 1, 2) if name in instructions.banks else (1, 1), jnp.int32)
+            name: jnp.zeros((1, 1, 2) if name in {*instructions.banks, *instructions.lists} else (1, 1), jnp.int32)
             for name in instructions.inputs
         }
         for name, bank in instructions.banks.items():
@@ -246,25 +212,3 @@ def _equal(found: Any, wanted: Any) -> Array:
         return jnp.all((x == y) | ((x != x) & (y != y)), axis=tuple(range(1, x.ndim)))
 
     return jnp.all(jnp.stack(jtu.tree_leaves(jtu.tree_map(one, found, wanted))), axis=0)
-
-
-def _checked_pair(name: str, pair: tuple[Any, ...]) -> tuple[Any, Array]:
-    """The values of a memory, and its cases' lengths `[1, cases]`."""
-    if len(pair) != 2:
-        raise ValueError(
-            f"`Program`: the input `{name}` is a tuple of {len(pair)}; expected an array [cases, length], or a pair "
-            "of one [cases, capacity] and its cases' lengths."
-        )
-    value, lengths = pair[0], pair[1] if isinstance(pair[1], jax.Array) else np.asarray(pair[1])
-    shape = np.shape(value)
-    if len(shape) != 2 or lengths.shape != shape[:1] or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ValueError(
-            f"`Program`: the input `{name}` is a pair, {list(shape)} with lengths {lengths.dtype}"
-            f"{list(lengths.shape)}; expected [cases, capacity] with whole numbers [cases]."
-        )
-    if not is_traced(lengths) and lengths.size and not 0 <= int(lengths.min()) <= int(lengths.max()) <= shape[1]:
-        raise ValueError(
-            f"`Program`: the lengths of the input `{name}` are {int(lengths.min())} to {int(lengths.max())}; expected "
-            f"0 to {shape[1]}, its capacity."
-        )
-    return value, jnp.clip(jnp.asarray(lengths).astype(jnp.int32), 0, shape[1])[None]

@@ -5,6 +5,7 @@ hand: all lanes together, each choosing among the lines' values; or one program 
 """
 
 import abc
+import ast
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,10 @@ from nondiff.core.checks import check_count
 from nondiff.programs import machine
 from nondiff.programs.banks import Cells, lengths_of
 from nondiff.programs.instructions import Instructions
-from nondiff.programs.lanes import Banks, Lanes, stored
+from nondiff.programs.lanes import Banks, Lanes
 from nondiff.programs.line import Line
 from nondiff.programs.machine import Constants, Inputs, Lines, Outcome, Ran
+from nondiff.programs.step import stored
 
 LANES = 16_384
 """Programs times cases that are run at once: their values stay near the processor."""
@@ -126,17 +128,17 @@ class Together(AbstractStrategy):
 
 class Switch(AbstractStrategy):
     """One program after the other, and of each line only what it computes: for programs that do not jump, and whose
-    lines all write to the same target, such as `v[a]`.
+    lines all write to the same target, such as `v[a]`, or of every bank to one.
 
     **Raises** `ValueError`, when a `Program` is made, for a set with other lines, and when it runs, where they write to
     a memory whose cases have lengths of their own: they would not write to one and the same place.
     """
 
     def check(self, instructions: Instructions) -> None:
-        if instructions.target is None:
+        if instructions.targets is None:
             raise ValueError(
                 "`Switch()`: lines of this set jump (`skip`, `again`), or do not all write to one and the same target "
-                "such as `v[a]`, so the cases of a program would part. Use `Together()`."
+                "of a bank such as `v[a]`, so the cases of a program would part. Use `Together()`."
             )
 
     def __call__(
@@ -174,8 +176,12 @@ class Automatic(AbstractStrategy):
 
 def _writes_one_place(instructions: Instructions, inputs: Inputs) -> bool:
     """Do all cases write to the same place? A memory's places wrap round by its length."""
-    target: Any = instructions.target
-    return target is not None and lengths_of(target.value.id) not in inputs
+    return instructions.targets is not None and not any(lengths_of(_bank(t)) in inputs for t in instructions.targets)
+
+
+def _bank(target: ast.Subscript) -> str:
+    assert isinstance(target.value, ast.Name)
+    return target.value.id
 
 
 def _one_line(instructions: Instructions, banks: Banks, lines: Lines, place: Any) -> Banks:
@@ -184,27 +190,39 @@ def _one_line(instructions: Instructions, banks: Banks, lines: Lines, place: Any
     It is written outside of it, so that no bank is copied. What a branch needs it computes by itself: whatever passes
     between, such as an operand, costs as much as the values of some hundred cases.
     """
-    target: Any = instructions.target
-    bank = target.value.id
-    kind = instructions.banks[bank]
+    assert instructions.targets is not None
+    targets = {_bank(target): target for target in instructions.targets}
 
-    def here() -> tuple[Array, Lanes, Array]:
+    def here() -> tuple[Array, Lanes, dict[str, Array]]:
         op, a, b = machine.unpacked(instructions, jax.lax.dynamic_slice_in_dim(lines.packed, place, 1, axis=1))
         lanes = Lanes(banks, {"a": a, "b": b})
-        return op[0, 0], lanes, lanes.place(bank, lanes.value(target.slice))
+        return op[0, 0], lanes, {bank: lanes.place(bank, lanes.value(t.slice)) for bank, t in targets.items()}
 
-    def branch(line: Line) -> Callable[[], Array]:
-        def value() -> Array:
+    def branch(line: Line) -> Callable[[], dict[str, Any]]:
+        def values() -> dict[str, Any]:
             _, lanes, at = here()
-            now = lanes.value(target)
-            new = jnp.broadcast_to(stored(lanes.value(line.value), now), now.shape) if line.value is not None else now
-            return jnp.where(at < kind.free, new, now) if isinstance(kind, Cells) and kind.fixed else new
+            out = {bank: lanes.value(target) for bank, target in targets.items()}
+            for target in line.targets:
+                assert line.value is not None and isinstance(target, ast.Subscript)
+                bank, now = _bank(target), out[_bank(target)]
+                new = stored(lanes.value(line.value), now)
+                new = jtu.tree_map(lambda x, y: jnp.broadcast_to(x, y.shape), new, now)
+                kind = instructions.banks[bank]
+                out[bank] = jnp.where(at[bank] < kind.free, new, now) if isinstance(kind, Cells) and kind.fixed else new
+            return out
 
-        return value
+        return values
 
     op, _, at = here()
-    value = jax.lax.switch(op - 1, [branch(line) for line in instructions.parsed])
-    return banks | {bank: jax.lax.dynamic_update_index_in_dim(banks[bank], value, at[0, 0], axis=1)}
+    after = jax.lax.switch(op - 1, [branch(line) for line in instructions.parsed])
+
+    def written(held: Array, value: Array, bank: str) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(held, value, at[bank][0, 0], axis=1)
+
+    return banks | {
+        bank: jtu.tree_map(lambda held, x, bank=bank: written(held, x, bank), banks[bank], value)
+        for bank, value in after.items()
+    }
 
 
 def _cases(inputs: Inputs) -> int:
