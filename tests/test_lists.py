@@ -144,7 +144,10 @@ def test_wrong_lists() -> None:
         (lambda: nd.Lists(0, capacity=3), "start=0"),
         (lambda: nd.Lists(2, capacity=0), "capacity=0"),
         (lambda: nd.Lists(2, capacity=257), "257", "Memory"),
-        (lambda: nd.Instructions(["l[a] = l[b]"], {"l": nd.Lists(2, capacity=3)}, "l[0]"), "starts from an input"),
+        (
+            lambda: nd.Instructions(["l[a] = l[b]"], {"l": nd.Lists(2, capacity=3)}, "l[0]"),
+            "nothing starts from an input",
+        ),
     ]:
         with says(*parts):
             make()

@@ -72,6 +72,20 @@ def test_workers_killed_at_random(name: str, alone: dict[str, str], crew) -> Non
         assert sha(run(ray, name)) == alone[name]
 
 
+def test_islands_of_programs(crew) -> None:
+    """Programs are pickled with their lines; workers evaluate all islands, and the bits are those of one process."""
+    lines = ["v[a] = v[a] * v[b]", "v[a] = v[a] + v[b]"]
+    program = nd.Program(nd.Instructions(lines, {"v": nd.Cells(["x", "1"])}, "v[0]"), length=5)
+
+    def loss(genome: nd.Genome, x: jnp.ndarray, key: jnp.ndarray) -> jnp.ndarray:
+        return (program(genome, x) != x**3 + x).astype(jnp.float32)
+
+    problem = nd.Supervised(loss, np.arange(-4, 5), params=program.init, domain=program.domain)
+    trainer = nd.GeneticProgramming(population=24, islands=3, migrate_every=2)
+    one, far = (nd.fit(problem, trainer, steps=7, key=jr.key(0), evaluator=e) for e in (nd.Vmap(4), crew(2)))
+    assert sha(one) == sha(far) and one.evaluations == far.evaluations == 7 * 24
+
+
 def test_late_answers_in_another_order(crew) -> None:
     def wait() -> None:
         time.sleep(random.Random(f"{os.getpid()} {time.time()}").uniform(0.0, 0.05))

@@ -163,7 +163,7 @@ class Instructions:
                     f"`Cells` start from `{name}`, which is a bank; expected inputs, and `len` of memories."
                 )
         if not names:
-            raise ValueError("`Instructions`: no cell or list starts from an input, and there is no `Memory`.")
+            raise ValueError("`Instructions`: nothing starts from an input, and there is no `Memory`; expected one.")
         return tuple(dict.fromkeys(names))
 
 
