@@ -3,6 +3,7 @@ them."""
 
 import itertools
 import math
+import re
 from typing import Any
 
 import jax
@@ -213,6 +214,53 @@ def test_maps_over_lengths() -> None:
     for k in range(3):
         alone = jax.vmap(lambda g, k=k: run(g, lengths[k]))(every)
         jax.tree.map(lambda a, b, k=k: np.testing.assert_array_equal(a[k], b), mapped, alone)
+
+
+LEAVING = nd.Instructions(
+    [
+        "r[a] = r[a] + r[b]",
+        "r[a], r[b] = r[b], r[a] % r[b]",
+        "begin",
+        "again = r[a] < r[b]",
+        "again = True",
+        "leave = r[a] == 0",
+        "r[a], leave = r[a] + 1, r[a] > r[b]",
+        "skip = r[a] < r[b]",
+    ],
+    {"r": nd.Cells(["x", "y", "1"])},
+    result="r[0], r[1]",
+)
+
+
+def test_a_loop_is_left() -> None:
+    """From the middle, and before anything was done; the program ends where there is none."""
+    program = nd.Program(LEAVING, length=4, steps=60)
+    by_euclid = nd.Genome(jnp.array([[3, 0, 0], [6, 1, 0], [2, 0, 1], [5, 0, 0]]))
+    x, y = np.array([12, 7, 0, 35, 8]), np.array([18, 0, 9, 21, 8])
+    ran = program.run(by_euclid, {"x": x, "y": y})
+    assert ran.result[0].tolist() == np.gcd(x, y).tolist() and bool(ran.halted.all())
+    assert ran.steps.tolist()[1] == 2  # `begin`, and out
+    source = program.to_python(by_euclid)
+    assert "while True:\n        if r[1] == 0:\n            break\n" in source
+    at_once = nd.Genome(jnp.array([[6, 0, 0], [1, 0, 0], [3, 0, 0], [4, 0, 0]]))
+    assert program(at_once, {"x": np.array([0, 3]), "y": np.array([5, 5])})[0].tolist() == [0, 6]
+    assert "if r[0] == 0:\n        return r[0], r[1]\n" in program.to_python(at_once)
+
+
+def test_python_leaves_where_jax_does() -> None:
+    program, random = nd.Program(LEAVING, length=10, steps=120), np.random.default_rng(0)
+    every = genomes(program, 400)
+    x = {"x": random.integers(-5, 9, 6), "y": random.integers(-5, 9, 6)}
+    ran = jax.tree.map(np.asarray, jax.vmap(lambda g: program.run(g, x))(every))
+    told = 0
+    for i in range(400):
+        if ran.halted[i].all():
+            function = printed(program, row(every, i))
+            for case in range(6):
+                found = function(int(x["x"][case]), int(x["y"][case]))
+                assert found == (ran.result[0][i, case], ran.result[1][i, case]), program.to_python(row(every, i))
+            told += re.search(r"(== 0|if leave):\n +break", program.to_python(row(every, i))) is not None
+    assert told > 30
 
 
 TURNS = nd.Instructions(

@@ -22,8 +22,9 @@ class Instructions:
 
     - `lines`: each a line of Python that assigns to places of banks, in which `a` and `b` stand for the line's
       operands: `"r[a] = r[b]"`, `"x[r[a]], x[r[b]] = x[r[b]], x[r[a]]"`. Right sides are read before anything is
-      written. Two names are special: `skip = test` leaves out the next line if the test holds, and `again = test` goes
-      back to the last `begin` above it, a line of its own, or to the program's start.
+      written. Three names are special. If the test holds, `skip = test` leaves out the next line; `again = test`, the
+      end of a loop, goes back to the last `begin` above it, a line of its own, or to the program's start; and
+      `leave = test` goes on after the loop that it is in, and ends the program where it is in none.
     - `banks`: by name, `Cells`, `Memory`, `Lists` or `Constants`.
     - `result`: an expression of what the program gives: a bank, `"x"`, a place, `"r[0]"`, or several of them.
     - `operands`: how many values `a` and `b` take. Default: as many as the largest bank that each indexes has places.
@@ -89,7 +90,7 @@ class Instructions:
     @functools.cached_property
     def straight(self) -> bool:
         """Does every program go through its lines once, from top to bottom?"""
-        return not any(line.flag("skip") or line.flag("again") for line in self.parsed)
+        return not any(line.flag(name) for line in self.parsed for name in FLAGS)
 
     @functools.cached_property
     def targets(self) -> tuple[ast.Subscript, ...] | None:

@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 LIMIT = 2**30 - 1
 """The largest whole number, and the least without its sign."""
 OPERANDS = ("a", "b")
-FLAGS = ("skip", "again")
+FLAGS = ("skip", "again", "leave")
 BINARY = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
 COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
 WORDS = {"abs": 1, "min": 2, "max": 2, "sin": 1, "cos": 1, "tanh": 1, "exp": 1, "log": 1, "sqrt": 1}
@@ -35,7 +35,7 @@ class Line:
     """`None` for `begin`."""
 
     def flag(self, name: str) -> bool:
-        """Does it set `skip`, or `again`?"""
+        """Does it set `skip`, `again`, or `leave`?"""
         return any(isinstance(target, ast.Name) and target.id == name for target in self.targets)
 
 
@@ -209,8 +209,8 @@ def _choose(means: AbstractMeaning[Any], test: Any, yes: Any, no: Any) -> Any:
 
 
 def parse(text: str, banks: Any) -> Line:
-    """A line from its text. **Raises** `ValueError` for one that is no assignment to a place of a bank, `skip` or
-    `again`."""
+    """A line from its text. **Raises** `ValueError` for one that is no assignment to a place of a bank, `skip`,
+    `again` or `leave`."""
     if text.strip() == BEGIN:
         return Line(BEGIN, (), None)
     try:
@@ -230,11 +230,11 @@ def parse(text: str, banks: Any) -> Line:
             case _:
                 raise ValueError(
                     f"the line {text!r} assigns to `{ast.unparse(target)}`; expected a place of one of the banks "
-                    f"{', '.join(banks)}, such as `{next(iter(banks))}[a]`, or `skip` or `again`."
+                    f"{', '.join(banks)}, such as `{next(iter(banks))}[a]`, or {', '.join(FLAGS)}."
                 )
     line = Line(text.strip(), targets, node.value)
-    if line.flag("skip") and line.flag("again"):
-        raise ValueError(f"the line {text!r} sets `skip` and `again`; make it two lines.")
+    if sum(map(line.flag, FLAGS)) > 1:
+        raise ValueError(f"the line {text!r} sets several of {', '.join(FLAGS)}; make it several lines.")
     return line
 
 

@@ -3,6 +3,7 @@
 What a lane does depends on its own program and case alone. So a strategy may run lanes in any groups and any order.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,10 +25,13 @@ Constants = Float[Array, "programs constants"] | None
 
 @record
 class Lines:
-    """The lines of programs, packed: one number says a line, its operands, and where `again` goes from there."""
+    """The lines of programs, packed: one number says a line and its operands."""
 
     packed: Int[Array, "programs length"]
     begins: Int[Array, "programs length"]
+    """Where `again` goes from there."""
+    ends: Int[Array, "programs length"]
+    """Where `leave` goes: after the loop, or after all lines."""
 
 
 @record
@@ -59,10 +63,15 @@ def pack(instructions: Instructions, code: Int[Array, "programs length 3"]) -> L
     kinds, *operands = instructions.sizes
     op = jnp.where((code[..., 0] < 0) | (code[..., 0] >= kinds), 0, code[..., 0])
     a, b = (code[..., i + 1] % n for i, n in enumerate(operands))
-    after = jnp.arange(1, code.shape[1] + 1)
+    length = code.shape[1]
+    after = jnp.arange(1, length + 1)
     marks = [i + 1 for i, line in enumerate(instructions.parsed) if line.value is None]
-    mark = jnp.where(jnp.isin(op, jnp.array(marks, int)), after, 0)
-    return Lines((op * operands[0] + a) * operands[1] + b, jax.lax.cummax(mark, axis=1))
+    loops = [i + 1 for i, line in enumerate(instructions.parsed) if line.flag("again")]
+    begins = jax.lax.cummax(jnp.where(jnp.isin(op, jnp.array(marks, int)), after, 0), axis=1)
+    closes = jnp.where(jnp.isin(op, jnp.array(loops, int)), after, length + 1)
+    ends = jax.lax.cummin(closes, axis=1, reverse=True)  # the next line that closes a loop, if that began above
+    began = jnp.take_along_axis(begins, jnp.minimum(ends, length) - 1, axis=1) < after
+    return Lines((op * operands[0] + a) * operands[1] + b, begins, jnp.where(began, jnp.minimum(ends, length), length))
 
 
 def begin(instructions: Instructions, programs: int, cases: int, constants: Constants, inputs: Inputs) -> Ran:
@@ -83,6 +92,8 @@ def advance(instructions: Instructions, lines: Lines, ran: Ran) -> Ran:
     if "again" in flags:
         back = _at(lines.begins, ran.place) if any(line.value is None for line in instructions.parsed) else 0
         following = jnp.where(flags["again"], back, following)
+    if "leave" in flags:
+        following = jnp.where(flags["leave"], _at(lines.ends, ran.place), following)
     place = jnp.where(running, jnp.minimum(following, length), ran.place)
     return Ran(banks, place, ran.steps + running)
 
@@ -93,7 +104,7 @@ def dense(instructions: Instructions, lines: Lines, steps: int) -> tuple[Lines, 
     there = (op != 0) & (jnp.arange(op.shape[1]) < steps)
     order = jnp.argsort(~there, axis=1, stable=True)
     packed = jnp.take_along_axis(jnp.where(there, lines.packed, 0), order, axis=1)
-    return Lines(packed, lines.begins), jnp.sum(there, 1)
+    return dataclasses.replace(lines, packed=packed), jnp.sum(there, 1)
 
 
 def advance_straight(instructions: Instructions, lines: Lines, banks: Banks, place: Any) -> Banks:

@@ -72,7 +72,8 @@ def to_python(instructions: Instructions, code: np.ndarray, constants: Sequence[
     means = Python(instructions.banks, {})
     value = walk(instructions.returned, means, instructions.banks)
     shown = ", ".join(show(v.node) for v in (value if isinstance(value, tuple) else (value,)))
-    body = [*_start(instructions, constants), *_body(instructions, code), f"return {shown}"]
+    end = f"return {shown}"
+    body = [*_start(instructions, constants), *_body(instructions, code, end), end]
     source = "\n".join([f"def {name}({', '.join(instructions.inputs)}):", *("    " + text for text in body)])
     head: list[str] = []
     if "accumulate(" in source:
@@ -104,8 +105,9 @@ def _start(instructions: Instructions, constants: Sequence[float]) -> Iterator[s
                 yield f"{name}.nothing = np.float32(0)"
 
 
-def _body(instructions: Instructions, code: np.ndarray) -> Iterator[str]:
-    """A statement or more for each line. Loops end at lines that set `again`, and are nested as their ends say."""
+def _body(instructions: Instructions, code: np.ndarray, end: str) -> Iterator[str]:
+    """Statements for each line, of which `end` would be the last. Loops end at lines that set `again`, and are nested
+    as their ends say."""
     lines = [instructions.parsed[op - 1] if op else None for op in code[:, 0]]
     loops, start = {}, 0  # from the line that ends one to where it starts
     for place, line in enumerate(lines):
@@ -124,12 +126,19 @@ def _body(instructions: Instructions, code: np.ndarray) -> Iterator[str]:
         if may_skip and place in loops:
             yield f"{indent}again = False"
         skips = line is not None and line.flag("skip")
+        statements = [said] if said else []
+        if line is not None and line.flag("leave"):
+            alone = len(line.targets) == 1
+            test = said.removeprefix("leave = ") if alone else "leave"
+            leaves = [f"if {test}:", "    break" if depth else f"    {end}"]
+            statements = leaves if alone else [*statements, *leaves]
         if may_skip and skips:
             yield from (f"{indent}if skip:", f"{indent}    skip = False", f"{indent}else:", f"{indent}    {said}")
-        elif may_skip and said:
-            yield from (f"{indent}if not skip:", f"{indent}    {said}")
-        elif said:
-            yield indent + said
+        elif may_skip and statements:
+            yield f"{indent}if not skip:"
+            yield from (f"{indent}    {statement}" for statement in statements)
+        else:
+            yield from (indent + statement for statement in statements)
         if place in loops:
             yield from (f"{indent}if not again:", f"{indent}    break")
             depth -= 1

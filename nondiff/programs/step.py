@@ -14,7 +14,7 @@ from jaxtyping import Array
 from nondiff.programs.banks import Cells, Lists, lengths_of
 from nondiff.programs.instructions import Instructions
 from nondiff.programs.lanes import SHORT, Banks, Lanes, as_list, as_number, is_real, truth
-from nondiff.programs.line import expression
+from nondiff.programs.line import FLAGS, expression
 from nondiff.programs.lists import Items, choose, fit, make
 
 
@@ -35,7 +35,7 @@ def write(held: Any, place: Array, value: Any, where: Array) -> Any:
 def step(
     instructions: Instructions, banks: Banks, op: Array, a: Array, b: Array, running: Array
 ) -> tuple[Banks, dict[str, Array]]:
-    """One line in every lane that is `running`: the banks, and the flags `skip` and `again`.
+    """One line in every lane that is `running`: the banks, and the flags.
 
     Line `i` of the set has the number `i + 1`; any other number is no line, and does nothing.
     """
@@ -57,7 +57,7 @@ def step(
                 groups.setdefault(ast.unparse(target), []).append((target, here, values[position]))
         for text, parts in groups.items():
             where = _any([here for _, here, _ in parts])
-            if text in ("skip", "again"):
+            if text in FLAGS:
                 flag = _pick([(here, truth(value)) for _, here, value in parts])
                 flags[text] = flags.get(text, jnp.zeros((), bool)) | (flag & where & running)
                 continue

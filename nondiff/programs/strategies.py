@@ -137,8 +137,8 @@ class Switch(AbstractStrategy):
     def check(self, instructions: Instructions) -> None:
         if instructions.targets is None:
             raise ValueError(
-                "`Switch()`: lines of this set jump (`skip`, `again`), or do not all write to one and the same target "
-                "of a bank such as `v[a]`, so the cases of a program would part. Use `Together()`."
+                "`Switch()`: lines of this set jump (`skip`, `again`, `leave`), or do not all write to one and the "
+                "same target of a bank such as `v[a]`, so the cases of a program would part. Use `Together()`."
             )
 
     def __call__(
