@@ -16,14 +16,13 @@ multiplies it by a little. With `constants` programs also have floats of their o
 end c0 and c1 are left out, or have fewer digits, where that fits as well.
 
 `exact` is SRBench's: the simplified formula is not constant, and differs from the true one by a constant, or by a
-constant factor; numbers have three digits. Needs sympy. Results: docs/programs.md.
+constant factor; numbers have three digits. Results: docs/programs.md.
 """
 
 import contextlib
 import csv
 import dataclasses
 import functools
-import importlib
 import pathlib
 import signal
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import sympy
 
 import nondiff as nd
 
@@ -219,19 +219,16 @@ def scaled(f: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 def symbols(equation: Equation) -> dict[str, Any]:
     """Its variables for sympy; all ranges are positive."""
-    sympy = importlib.import_module("sympy")
     return {name: sympy.Symbol(name, positive=True) for name in equation.ranges}
 
 
 def words() -> dict[str, Any]:
     """Functions for sympy; pi is a number like others."""
-    sympy = importlib.import_module("sympy")
     return {name: getattr(sympy, "asin" if name == "arcsin" else name) for name in NAMES} | {"pi": sympy.Float(np.pi)}
 
 
 def rounded(expression: Any, digits: int = 3) -> Any:
     """Numbers with a point have so many digits."""
-    sympy = importlib.import_module("sympy")
     floats = expression.atoms(sympy.Float)
     return expression.xreplace({x: sympy.Rational(f"{float(x):.{digits}g}") for x in floats})
 
@@ -239,7 +236,6 @@ def rounded(expression: Any, digits: int = 3) -> Any:
 def recovered(found: Any, equation: Equation, seconds: int = 20) -> bool:
     """Is a sympy expression the formula, but for a constant that is added or multiplied? One that sympy does not
     simplify in time is not."""
-    sympy = importlib.import_module("sympy")
     named = symbols(equation)
     found = sympy.sympify(found)
     if not found.free_symbols:
@@ -280,7 +276,6 @@ def limited(seconds: int) -> Iterator[None]:
 
 def formula(genome: nd.Genome, equation: Equation, x: np.ndarray, y: np.ndarray) -> tuple[float, float, Any]:
     """The scaling of a program, and the whole as sympy says it."""
-    sympy = importlib.import_module("sympy")
     with np.errstate(all="ignore"):
         f = np.broadcast_to(computed(genome, list(x.T.astype(float)), WORDS), y.shape)
     c0, c1 = scaled(f, y)
@@ -308,7 +303,6 @@ def make(config: Config) -> nd.Experiment:
     spent = Spent(config)
 
     def report(result: nd.Result) -> dict[str, Any]:
-        sympy = importlib.import_module("sympy")
         names = {f"x{i}": x[:, i] for i in range(x.shape[1])}
         genome = program.simplify(result.params, names)
         print(program.to_python(genome, name="shape"), flush=True)

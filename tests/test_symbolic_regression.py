@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+import sympy
 
 import nondiff as nd
 from nondiff.launch.load import load
@@ -76,7 +77,6 @@ def test_what_counts_as_found(regression: Any, name: str, found: str, is_it: boo
 
 def test_sympy_hears_what_jax_computes(regression: Any) -> None:
     """Of random programs with two variables and two floats."""
-    sympy = pytest.importorskip("sympy")
     program, _ = regression.parts(2, 8, 2, 0.01)
     x = np.random.default_rng(0).uniform(1, 3, (5, 2)).astype(np.float32)
     names = sympy.symbols("p q", positive=True)

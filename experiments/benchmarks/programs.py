@@ -21,7 +21,7 @@ of 100 runs of 300,000 evaluations, with other instructions and the suite's own 
 
 `feynman`: `experiments/symbolic_regression.py` and gplearn on formulas from physics, at as many nodes
 (`programs_feynman.py`). `exact` is how many were found but for a constant, `R2 > .999` the share of those that fit at
-1,000 unseen points. Needs sympy.
+1,000 unseen points.
 
 gplearn and deap are compared where they are installed.
 """

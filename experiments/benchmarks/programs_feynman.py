@@ -24,6 +24,7 @@ from typing import Any
 
 import jax.random as jr
 import numpy as np
+import sympy
 
 import nondiff as nd
 from nondiff.launch.load import load
@@ -60,7 +61,7 @@ def by_nondiff(equation: Any, x: Any, y: Any, noise: float, seed: int, nodes: fl
 def by_gplearn(
     equation: Any, x: Any, y: Any, noise: float, seed: int, nodes: float, *, scaled: bool
 ) -> tuple[list[Any], float, float]:
-    here, sympy = experiment(), importlib.import_module("sympy")
+    here = experiment()
     genetic = importlib.import_module("gplearn.genetic")
     new = importlib.import_module("gplearn.functions").make_function
     functions = ["add", "sub", "mul", "div", "sqrt", "log", "sin", "cos"]
@@ -102,7 +103,6 @@ def _exp(x: np.ndarray) -> np.ndarray:
 
 def said(absolute: bool) -> dict[str, Any]:
     """gplearn's functions for sympy."""
-    sympy = importlib.import_module("sympy")
 
     def of_size(x: Any) -> Any:
         return sympy.Abs(x) if absolute or x.is_number else x
@@ -124,7 +124,7 @@ def said(absolute: bool) -> dict[str, Any]:
 
 
 def _said(function: Any, *parts: Any) -> Any:
-    return function(*map(importlib.import_module("sympy").sympify, parts))
+    return function(*map(sympy.sympify, parts))
 
 
 def runs(name: str, noises: tuple[float, ...], seeds: int, cases: int, nodes: float, methods: Any) -> list[Any]:
