@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from nondiff.programs import machine
 from nondiff.programs.instructions import Instructions
+from nondiff.programs.lanes import Banks
 from nondiff.programs.machine import Outcome
 from nondiff.programs.strategies import AbstractStrategy
 
@@ -42,8 +43,17 @@ def executor(instructions: Instructions, steps: int, strategy: AbstractStrategy)
         return jtu.tree_map(lambda x: x.reshape(size, programs, *x.shape[1:]), out), jtu.tree_map(lambda _: True, out)
 
     def plain(code: Array, constants: Array | None, inputs: dict[str, Array]) -> Outcome:
+        """By operations that all have derivatives."""
         ran = machine.begin(instructions, code.shape[0], jtu.tree_leaves(inputs)[0].shape[1], constants, inputs)
-        lines = machine.pack(instructions, code)
+        lines, taken = machine.pack(instructions, code), min(steps, code.shape[1])
+        if instructions.straight:
+            lines, _ = machine.dense(instructions, lines, steps)
+
+            def pass_on(banks: Banks, place: Array) -> tuple[Banks, None]:
+                return machine.advance_straight(instructions, lines, banks, place), None
+
+            banks, _ = jax.lax.scan(pass_on, ran.banks, jnp.arange(taken))
+            return machine.outcome(instructions, machine.at_the_end(ran, banks, taken), code.shape[1])
 
         def go(ran: machine.Ran, _: None) -> tuple[machine.Ran, None]:
             return machine.advance(instructions, lines, ran), None

@@ -113,9 +113,9 @@ def advance_straight(instructions: Instructions, lines: Lines, banks: Banks, pla
     return step(instructions, banks, op, a, b, jnp.ones((1, 1), bool))[0]
 
 
-def at_the_end(ran: Ran, steps: int) -> Ran:
-    """Programs that did not jump, as they stand after so many lines."""
-    return Ran(ran.banks, jnp.full_like(ran.place, steps), jnp.full_like(ran.steps, steps))
+def at_the_end(ran: Ran, banks: Banks, steps: int) -> Ran:
+    """Programs that did not jump, as they stand with these banks after so many lines."""
+    return Ran(banks, jnp.full_like(ran.place, steps), jnp.full_like(ran.steps, steps))
 
 
 def unpacked(instructions: Instructions, packed: Array) -> tuple[Array, Array, Array]:

@@ -118,7 +118,7 @@ class Together(AbstractStrategy):
             banks = jax.lax.fori_loop(
                 0, jnp.max(counts), lambda i, banks: machine.advance_straight(instructions, lines, banks, i), ran.banks
             )
-            ran = machine.at_the_end(Ran(banks, ran.place, ran.steps), min(steps, length))
+            ran = machine.at_the_end(ran, banks, min(steps, length))
             return machine.outcome(instructions, ran, length)
 
         parts = jtu.tree_map(lambda x: x[order], (lines, counts, constants, own))
@@ -158,7 +158,7 @@ class Switch(AbstractStrategy):
                 return _one_line(instructions, banks, lines, place)
 
             banks = jax.lax.fori_loop(0, count, go, ran.banks)
-            ran = machine.at_the_end(Ran(banks, ran.place, ran.steps), min(steps, length))
+            ran = machine.at_the_end(ran, banks, min(steps, length))
             return jtu.tree_map(lambda x: x[0], machine.outcome(instructions, ran, length))
 
         return jax.lax.map(run, (lines, constants, own, counts))
