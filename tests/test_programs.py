@@ -364,7 +364,8 @@ def test_wrong_input() -> None:
         ("r[a] = 1073741824", "1073741824", "whole numbers end"),
         ("skip = 1 < r[a] < 3", "comparisons of two"),
         ("r[a], r[b] = 1", "2 targets, 1 values"),
-        ("skip, again = True, True", "two lines"),
+        ("skip, again = True, True", "several lines"),
+        ("again, leave = True, True", "several of"),
     ]:
         with says(*parts):
             program = nd.Program(nd.Instructions([line], {**r, "x": nd.Memory()}, "r[0]"), length=1)
