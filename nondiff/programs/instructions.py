@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nondiff.programs.banks import Bank, Cells, Constants, Lists, Memory
-from nondiff.programs.line import BEGIN, FLAGS, LISTS, OPERANDS, WORDS, Line, expression, parse
+from nondiff.programs.line import BEGIN, FLAGS, LISTS, OPERANDS, WORDS, Line, bank_of, expression, parse
 
-RESERVED = {*OPERANDS, *FLAGS, *WORDS, *LISTS, BEGIN, "_", "clip", "np", "Memory", "list", "super", "int", "self"}
-RESERVED |= {"accumulate", "zip"}
+PRINTED = {"_", "clip", "np", "Memory", "list", "super", "int", "self", "accumulate", "zip"}
+RESERVED = {*OPERANDS, *FLAGS, *WORDS, *LISTS, BEGIN, *PRINTED}
 """Names that lines, or printed programs, use otherwise."""
 
 
@@ -63,8 +63,8 @@ class Instructions:
         self.parsed: tuple[Line, ...] = tuple(parse(text, self.banks) for text in self.lines)
         for line in self.parsed:
             for target in line.targets:
-                if isinstance(target, ast.Subscript) and isinstance(self.banks[_name(target)], Constants):
-                    raise ValueError(f"the line {line.text!r} writes to `{_name(target)}`, and constants stay.")
+                if isinstance(target, ast.Subscript) and isinstance(self.banks[bank_of(target)], Constants):
+                    raise ValueError(f"the line {line.text!r} writes to `{bank_of(target)}`, and constants stay.")
             self._check_targets(line)
         self.sizes = (1 + len(self.lines), *(operands or self._operands()))
         if self.sizes[0] * self.sizes[1] * self.sizes[2] > 2**24 or min(self.sizes) < 1:
@@ -99,7 +99,7 @@ class Instructions:
         found = {ast.unparse(t): t for line in self.parsed for t in line.targets}
         places = tuple(t for t in found.values() if isinstance(t, ast.Subscript))
         named = len(places) == len(found) and all(isinstance(t.slice, ast.Name | ast.Constant) for t in places)
-        apart = len({_name(t) for t in places}) == len(places)
+        apart = len({bank_of(t) for t in places}) == len(places)
         return places if named and apart and all(len(line.targets) < 2 for line in self.parsed) else None
 
     def check(self, code: np.ndarray) -> None:
@@ -121,13 +121,13 @@ class Instructions:
                     f"the line {line.text!r}: the place `{ast.unparse(target)}` depends on `{(read & written).pop()}`, "
                     "which it writes first; make it two lines."
                 )
-            bank = self.banks[_name(target)]
+            bank = self.banks[bank_of(target)]
             if isinstance(bank, Cells) and bank.fixed and not isinstance(target.slice, ast.Name | ast.Constant):
                 raise ValueError(
-                    f"the line {line.text!r} writes to a computed place of `{_name(target)}`, some cells of which are "
-                    "fixed; put those into a bank of their own."
+                    f"the line {line.text!r} writes to a computed place of `{bank_of(target)}`, some cells of which "
+                    "are fixed; put those into a bank of their own."
                 )
-            written.add(_name(target))
+            written.add(bank_of(target))
 
     def _operands(self) -> tuple[int, int]:
         found = {name: 1 for name in OPERANDS}
@@ -171,8 +171,3 @@ class Instructions:
 def _check_name(name: str) -> None:
     if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
         raise ValueError(f"`Instructions`: {name!r} cannot be the name of a bank or input; it is none, or is taken.")
-
-
-def _name(target: ast.Subscript) -> str:
-    assert isinstance(target.value, ast.Name)
-    return target.value.id

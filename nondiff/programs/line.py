@@ -238,6 +238,12 @@ def parse(text: str, banks: Any) -> Line:
     return line
 
 
+def bank_of(target: ast.expr) -> str:
+    """The name of the bank that a target is a place of."""
+    assert isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name)
+    return target.value.id
+
+
 def expression(text: str) -> ast.expr:
     """The tree of an expression. **Raises** `ValueError` if it is none."""
     try:

@@ -8,7 +8,7 @@ import numpy as np
 
 from nondiff.programs.banks import Bank, Cells, Constants, Lists, Memory
 from nondiff.programs.instructions import Instructions
-from nondiff.programs.line import FLAGS, LIMIT, Line, expression, walk
+from nondiff.programs.line import FLAGS, LIMIT, Line, bank_of, expression, walk
 from nondiff.programs.printed import Python, one, show, stored
 
 MEMORY = (
@@ -35,8 +35,8 @@ def _assignment(instructions: Instructions, line: Line, operands: dict[str, int]
             targets.append(target.id)
             held.append(None)
             continue
-        assert isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name)
-        name = target.value.id
+        assert isinstance(target, ast.Subscript)
+        name = bank_of(target)
         bank, index = instructions.banks[name], means.place(name, one(walk(target.slice, means, instructions.banks)))
         targets.append("_" if _stays(bank, index) else show(ast.Subscript(ast.Name(name), index)))
         held.append(bank)

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from nondiff.programs.banks import Cells, Lists, lengths_of
 from nondiff.programs.instructions import Instructions
 from nondiff.programs.lanes import SHORT, Banks, Lanes, as_list, as_number, is_real, truth
-from nondiff.programs.line import FLAGS, expression
+from nondiff.programs.line import FLAGS, bank_of, expression
 from nondiff.programs.lists import Items, choose, fit, make
 
 
@@ -62,8 +62,8 @@ def step(
                 flags[text] = flags.get(text, jnp.zeros((), bool)) | (flag & where & running)
                 continue
             target = parts[0][0]
-            assert isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name)
-            bank = target.value.id
+            assert isinstance(target, ast.Subscript)
+            bank = bank_of(target)
             value = _pick([(here, stored(value, banks[bank])) for _, here, value in parts])
             place = lanes.place(bank, as_number(lanes.value(target.slice)))
             where = where & running

@@ -5,7 +5,6 @@ hand: all lanes together, each choosing among the lines' values; or one program 
 """
 
 import abc
-import ast
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from nondiff.programs import machine
 from nondiff.programs.banks import Cells, lengths_of
 from nondiff.programs.instructions import Instructions
 from nondiff.programs.lanes import Banks, Lanes
-from nondiff.programs.line import Line
+from nondiff.programs.line import Line, bank_of
 from nondiff.programs.machine import Constants, Inputs, Lines, Outcome, Ran
 from nondiff.programs.step import stored
 
@@ -176,12 +175,7 @@ class Automatic(AbstractStrategy):
 
 def _writes_one_place(instructions: Instructions, inputs: Inputs) -> bool:
     """Do all cases write to the same place? A memory's places wrap round by its length."""
-    return instructions.targets is not None and not any(lengths_of(_bank(t)) in inputs for t in instructions.targets)
-
-
-def _bank(target: ast.Subscript) -> str:
-    assert isinstance(target.value, ast.Name)
-    return target.value.id
+    return instructions.targets is not None and not any(lengths_of(bank_of(t)) in inputs for t in instructions.targets)
 
 
 def _one_line(instructions: Instructions, banks: Banks, lines: Lines, place: Any) -> Banks:
@@ -191,7 +185,7 @@ def _one_line(instructions: Instructions, banks: Banks, lines: Lines, place: Any
     between, such as an operand, costs as much as the values of some hundred cases.
     """
     assert instructions.targets is not None
-    targets = {_bank(target): target for target in instructions.targets}
+    targets = {bank_of(target): target for target in instructions.targets}
 
     def here() -> tuple[Array, Lanes, dict[str, Array]]:
         op, a, b = machine.unpacked(instructions, jax.lax.dynamic_slice_in_dim(lines.packed, place, 1, axis=1))
@@ -203,8 +197,8 @@ def _one_line(instructions: Instructions, banks: Banks, lines: Lines, place: Any
             _, lanes, at = here()
             out = {bank: lanes.value(target) for bank, target in targets.items()}
             for target in line.targets:
-                assert line.value is not None and isinstance(target, ast.Subscript)
-                bank, now = _bank(target), out[_bank(target)]
+                assert line.value is not None
+                bank, now = bank_of(target), out[bank_of(target)]
                 new = stored(lanes.value(line.value), now)
                 new = jtu.tree_map(lambda x, y: jnp.broadcast_to(x, y.shape), new, now)
                 kind = instructions.banks[bank]
