@@ -4,10 +4,9 @@
     nondiff run experiments/symbolic_regression.py --formula I.12.2 --noise 0.01
     nondiff run experiments/symbolic_regression.py --formula II.11.28 --constants 2
 
-One of the hundred equations of the Feynman Symbolic Regression Database (Udrescu & Tegmark, 2020, "AI Feynman",
-https://arxiv.org/abs/1905.11481), `feynman_equations.csv`: its variables are drawn from their ranges, and `noise` is
-added to its values, in units of their root mean square, as in SRBench (La Cava et al., 2021,
-https://arxiv.org/abs/2107.14351). Nothing is known of the variables' dimensions.
+One of the hundred equations of `feynman.py`: its variables are drawn from their ranges, and `noise` is added to its
+values, in units of their root mean square, as in SRBench (La Cava et al., 2021, https://arxiv.org/abs/2107.14351).
+Nothing is known of the variables' dimensions.
 
 A program is straight: every line changes one of three cells, by another cell, a variable, or 1, 2 or pi. Lines whose
 value is never read are left out before it is computed. Its loss is that of the best `c0 + c1 * program` (Keijzer, 2003,
@@ -15,19 +14,15 @@ value is never read are left out before it is computed. Its loss is that of the 
 multiplies it by a little. With `constants` programs also have floats of their own, which follow their gradient. In the
 end c0 and c1 are left out, or have fewer digits, where that fits as well.
 
-`exact` is SRBench's: the simplified formula is not constant, and differs from the true one by a constant, or by a
-constant factor; numbers have three digits. Results: docs/programs.md.
+Results: docs/programs.md.
 """
 
-import contextlib
-import csv
 import dataclasses
 import functools
-import pathlib
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+import feynman
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,9 +30,6 @@ import sympy
 
 import nondiff as nd
 
-FILE = pathlib.Path(__file__).parent / "feynman_equations.csv"
-NAMES = ("exp", "log", "sqrt", "sin", "cos", "tanh", "arcsin")
-WORDS: dict[str, Any] = {name: getattr(np, name) for name in NAMES} | {"pi": np.float64(np.pi)}
 LINES = [
     "r[a] = r[a] * r[b]",
     "r[a] = r[a] + r[b]",
@@ -87,37 +79,6 @@ class Config:
     """Floats of a program's own. A node with its derivatives counts four times."""
     seed: int = 0
     """Of the numbers and the search."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Equation:
-    """A formula, and where its variables lie."""
-
-    name: str
-    text: str
-    ranges: dict[str, tuple[float, float]]
-
-    def drawn(self, cases: int, noise: float, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Variables `[cases, variables]`, float32, and values."""
-        columns = [random.uniform(low, high, cases) for low, high in self.ranges.values()]
-        x = np.stack(columns, 1).astype(np.float32)
-        y = self(x)
-        return x, (y + noise * np.sqrt(np.mean(y**2)) * random.normal(size=cases)).astype(np.float32)
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return eval(self.text, WORDS | dict(zip(self.ranges, x.T.astype(float), strict=True)))
-
-
-@functools.cache
-def equations() -> dict[str, Equation]:
-    """All of the table, by name."""
-    found = {}
-    with FILE.open() as rows:
-        for row in csv.DictReader(rows):
-            parts = [part.split() for part in row["ranges"].split(";")]
-            ranges = {name: (float(low), float(high)) for name, low, high in parts}
-            found[row["name"]] = Equation(row["name"], row["expression"], ranges)
-    return found
 
 
 @functools.cache
@@ -217,76 +178,14 @@ def scaled(f: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return next((pair for pair in rounded if error(*pair) <= bound), (c0, c1))
 
 
-def symbols(equation: Equation) -> dict[str, Any]:
-    """Its variables for sympy; all ranges are positive."""
-    return {name: sympy.Symbol(name, positive=True) for name in equation.ranges}
-
-
-def words() -> dict[str, Any]:
-    """Functions for sympy; pi is a number like others."""
-    return {name: getattr(sympy, "asin" if name == "arcsin" else name) for name in NAMES} | {"pi": sympy.Float(np.pi)}
-
-
-def rounded(expression: Any, digits: int = 3) -> Any:
-    """Numbers with a point have so many digits."""
-    floats = expression.atoms(sympy.Float)
-    return expression.xreplace({x: sympy.Rational(f"{float(x):.{digits}g}") for x in floats})
-
-
-def recovered(found: Any, equation: Equation, seconds: int = 20) -> bool:
-    """Is a sympy expression the formula, but for a constant that is added or multiplied? One that sympy does not
-    simplify in time is not."""
-    named = symbols(equation)
-    found = sympy.sympify(found)
-    if not found.free_symbols:
-        return False
-    x, y = equation.drawn(200, 0.0, np.random.default_rng(1))
-    with np.errstate(all="ignore"):
-        values = np.asarray(sympy.lambdify(list(named.values()), found, "numpy")(*x.T.astype(float)))
-    if values.dtype.kind not in "fiu" or not np.isfinite(values).all() or np.ptp(values) == 0:
-        return False
-    difference, ratio = y - values, values / np.where(y == 0, 1, y)
-    if np.ptp(difference) > 0.02 * np.ptp(y) and np.ptp(ratio) > 0.02 * np.abs(ratio).max():
-        return False  # most are far from it, and need no algebra
-    truth = eval(equation.text, words() | named)
-    with limited(seconds):
-        found, truth = rounded(sympy.simplify(found)), rounded(sympy.simplify(truth))
-        for test in (found / truth, (found / truth) ** 2, found - truth):
-            if not rounded(sympy.simplify(test)).free_symbols:
-                return True
-    return False
-
-
-@contextlib.contextmanager
-def limited(seconds: int) -> Iterator[None]:
-    """What takes longer is left."""
-
-    def end(number: int, frame: Any) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(seconds)
-    try:
-        with contextlib.suppress(TimeoutError):
-            yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def formula(genome: nd.Genome, equation: Equation, x: np.ndarray, y: np.ndarray) -> tuple[float, float, Any]:
+def formula(genome: nd.Genome, equation: feynman.Equation, x: np.ndarray, y: np.ndarray) -> tuple[float, float, Any]:
     """The scaling of a program, and the whole as sympy says it."""
     with np.errstate(all="ignore"):
-        f = np.broadcast_to(computed(genome, list(x.T.astype(float)), WORDS), y.shape)
+        f = np.broadcast_to(computed(genome, list(x.T.astype(float)), feynman.WORDS), y.shape)
     c0, c1 = scaled(f, y)
-    named = symbols(equation)
-    inner = sympy.sympify(computed(genome, list(named.values()), words(), sympy.sympify))
+    named = feynman.symbols(equation)
+    inner = sympy.sympify(computed(genome, list(named.values()), feynman.words(), sympy.sympify))
     return c0, c1, sympy.Float(c0) + sympy.Float(c1) * inner if c0 else sympy.Float(c1) * inner
-
-
-def unseen(equation: Equation) -> np.ndarray:
-    """A thousand other points."""
-    return equation.drawn(1_000, 0.0, np.random.default_rng(1))[0]
 
 
 def r_squared(y: np.ndarray, found: np.ndarray) -> float:
@@ -294,9 +193,9 @@ def r_squared(y: np.ndarray, found: np.ndarray) -> float:
 
 
 def make(config: Config) -> nd.Experiment:
-    if config.formula not in equations():
-        raise ValueError(f"`--formula {config.formula}` is none of {', '.join(equations())}.")
-    equation = equations()[config.formula]
+    if config.formula not in feynman.equations():
+        raise ValueError(f"`--formula {config.formula}` is none of {', '.join(feynman.equations())}.")
+    equation = feynman.equations()[config.formula]
     x, y = equation.drawn(config.cases, config.noise, np.random.default_rng([config.seed, 1]))
     program, loss = parts(x.shape[1], config.length, config.constants, config.line_costs)
     problem = nd.Supervised(loss, (x, y), params=program.init, domain=program.domain)
@@ -308,13 +207,13 @@ def make(config: Config) -> nd.Experiment:
         print(program.to_python(genome, name="shape"), flush=True)
         c0, c1, found = formula(genome, equation, x, y)
         print(f"{config.formula} = {c0:.6g} + {c1:.6g} * shape({', '.join(equation.ranges)})")
-        with limited(20):
+        with feynman.limited(20):
             found = sympy.simplify(found)
         print(f"found: {found.evalf(3)}\ntrue:  {equation.text}", flush=True)
-        points = unseen(equation)
+        points = equation.unseen()
         told = np.asarray(jax.jit(program)(genome, {f"x{i}": points[:, i] for i in range(points.shape[1])}))
         return {
-            "exact": int(recovered(found, equation)),
+            "exact": int(feynman.recovered(found, equation)),
             "r2_unseen": r_squared(equation(points), c0 + c1 * told),
             "nodes": spent.nodes,
             "evaluations": result.evaluations,

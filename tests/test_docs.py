@@ -18,6 +18,7 @@ import pytest
 
 import nondiff
 import nondiff.testing
+from nondiff.launch.load import on_path
 from nondiff.launch.main import COMMANDS
 from nondiff.launch.run import parse
 
@@ -112,7 +113,8 @@ def _load(file: Path) -> types.ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    with on_path(file.parent):
+        spec.loader.exec_module(module)
     return module
 
 

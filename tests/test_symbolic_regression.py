@@ -12,22 +12,23 @@ import pytest
 import sympy
 
 import nondiff as nd
-from nondiff.launch.load import load
+from nondiff.launch.load import load, on_path
 
 FILE = pathlib.Path(__file__).parents[1] / "experiments" / "symbolic_regression.py"
 
 
 @pytest.fixture(scope="module")
 def regression() -> Any:
-    return load(FILE, FILE.name)
+    with on_path(FILE.parent):
+        return load(FILE, FILE.name)
 
 
 def test_equations_have_their_variables_and_values(regression: Any) -> None:
     """All hundred; some values by hand."""
-    equations = regression.equations()
+    equations = regression.feynman.equations()
     assert len(equations) == 100
     for equation in equations.values():
-        names = set(compile(equation.text, equation.name, "eval").co_names) - regression.WORDS.keys()
+        names = set(compile(equation.text, equation.name, "eval").co_names) - regression.feynman.WORDS.keys()
         assert names == set(equation.ranges), equation
         x, y = equation.drawn(50, 0.0, np.random.default_rng(0))
         assert x.shape == (50, len(names)) and np.isfinite(y).all() and np.ptp(y) > 0, equation
@@ -44,7 +45,7 @@ def test_equations_have_their_variables_and_values(regression: Any) -> None:
 
 
 def test_noise_is_in_units_of_the_root_mean_square(regression: Any) -> None:
-    equation = regression.equations()["I.12.1"]
+    equation = regression.feynman.equations()["I.12.1"]
     x, y = equation.drawn(20_000, 0.1, np.random.default_rng(0))
     clean = equation(x)
     assert np.std(y - clean) == pytest.approx(0.1 * np.sqrt(np.mean(clean**2)), rel=0.02)
@@ -70,9 +71,9 @@ def test_noise_is_in_units_of_the_root_mean_square(regression: Any) -> None:
     ],
 )
 def test_what_counts_as_found(regression: Any, name: str, found: str, is_it: bool) -> None:
-    equation = regression.equations()[name]
-    words = regression.words() | regression.symbols(equation)
-    assert regression.recovered(eval(found, words), equation) == is_it
+    equation = regression.feynman.equations()[name]
+    words = regression.feynman.words() | regression.feynman.symbols(equation)
+    assert regression.feynman.recovered(eval(found, words), equation) == is_it
 
 
 def test_sympy_hears_what_jax_computes(regression: Any) -> None:
@@ -84,9 +85,9 @@ def test_sympy_hears_what_jax_computes(regression: Any) -> None:
     for seed in range(40):
         genome = program.init(jr.key(seed))
         wanted = np.asarray(program(genome, {"x0": x[:, 0], "x1": x[:, 1]}))
-        expression = sympy.sympify(regression.computed(genome, list(names), regression.words(), sympy.sympify))
+        expression = sympy.sympify(regression.computed(genome, list(names), regression.feynman.words(), sympy.sympify))
         with np.errstate(all="ignore"):
-            numbers = regression.computed(genome, list(x.T.astype(float)), regression.WORDS)
+            numbers = regression.computed(genome, list(x.T.astype(float)), regression.feynman.WORDS)
         if np.isfinite(wanted).all() and np.abs(wanted).max() < 1e3:
             found = [float(sympy.re(expression.subs(dict(zip(names, row.tolist(), strict=True))))) for row in x]
             np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3)

@@ -27,7 +27,7 @@ import numpy as np
 import sympy
 
 import nondiff as nd
-from nondiff.launch.load import load
+from nondiff.launch.load import load, on_path
 
 FILE = pathlib.Path(__file__).parents[1] / "symbolic_regression.py"
 METHODS = ("nondiff", "nondiff, 10 times", "gplearn", "gplearn, scaled")
@@ -35,12 +35,13 @@ METHODS = ("nondiff", "nondiff, 10 times", "gplearn", "gplearn, scaled")
 
 @functools.cache
 def experiment() -> Any:
-    return load(FILE, FILE.name)
+    with on_path(FILE.parent):
+        return load(FILE, FILE.name)
 
 
 def names() -> list[str]:
     """All formulas but those with an arcsine, which SRBench leaves out as well."""
-    return [name for name, equation in experiment().equations().items() if "arcsin" not in equation.text]
+    return [name for name, equation in experiment().feynman.equations().items() if "arcsin" not in equation.text]
 
 
 def by_nondiff(equation: Any, x: Any, y: Any, noise: float, seed: int, nodes: float) -> tuple[list[Any], float, float]:
@@ -52,9 +53,9 @@ def by_nondiff(equation: Any, x: Any, y: Any, noise: float, seed: int, nodes: fl
     spent = here.Spent(config)
     result = nd.fit(problem, here.trainer_of(config), steps=10**6, key=jr.key(seed), stop=[spent], log_every=1)
     c0, c1, found = here.formula(result.params, equation, x, y)
-    unseen = here.unseen(equation)
+    unseen = equation.unseen()
     with np.errstate(all="ignore"):
-        told = c0 + c1 * here.computed(result.params, list(unseen.T.astype(float)), here.WORDS)
+        told = c0 + c1 * here.computed(result.params, list(unseen.T.astype(float)), here.feynman.WORDS)
     return [found], here.r_squared(equation(unseen), told), spent.nodes
 
 
@@ -87,13 +88,13 @@ def by_gplearn(
         if not noise and (best >= enough if scaled else best <= enough):
             break
     c0, c1 = here.scaled(search._program.execute(columns(x).astype(float)), y) if scaled else (0.0, 1.0)
-    named = list(here.symbols(equation).values()) + ([1, 2, sympy.Float(np.pi)] if scaled else [])
-    words = here.words() | {f"X{i}": sympy.sympify(symbol) for i, symbol in enumerate(named)}
+    named = list(here.feynman.symbols(equation).values()) + ([1, 2, sympy.Float(np.pi)] if scaled else [])
+    words = here.feynman.words() | {f"X{i}": sympy.sympify(symbol) for i, symbol in enumerate(named)}
     readings = []
     for absolute in (False, True):
         found = sympy.sympify(eval(str(search._program), words | said(absolute)))
         readings.append((sympy.Float(c0) if c0 else 0) + sympy.Float(c1) * found if scaled else found)
-    unseen = here.unseen(equation)
+    unseen = equation.unseen()
     return readings, here.r_squared(equation(unseen), c0 + c1 * search._program.execute(columns(unseen))), spent
 
 
@@ -130,7 +131,7 @@ def _said(function: Any, *parts: Any) -> Any:
 def runs(name: str, noises: tuple[float, ...], seeds: int, cases: int, nodes: float, methods: Any) -> list[Any]:
     """All runs for one formula."""
     here, found = experiment(), []
-    equation = here.equations()[name]
+    equation = here.feynman.equations()[name]
     for noise in noises:
         for seed in range(seeds):
             x, y = equation.drawn(cases, noise, np.random.default_rng([seed, 1]))
@@ -145,7 +146,7 @@ def runs(name: str, noises: tuple[float, ...], seeds: int, cases: int, nodes: fl
                 seconds = time.process_time() - start
                 row = {
                     "method": method, "formula": name, "noise": noise, "seed": seed, "nodes": spent, "r2": r2,
-                    "exact": int(any(here.recovered(x, equation) for x in readings)), "cpu_seconds": seconds,
+                    "exact": int(any(here.feynman.recovered(x, equation) for x in readings)), "cpu_seconds": seconds,
                     "found": str(readings[0].evalf(3)),
                 }  # fmt: skip
                 found.append(row)
@@ -160,7 +161,7 @@ def rows(
     if importlib.util.find_spec("gplearn") is None:
         skipped.append("gplearn: not installed, skipped")
         methods = tuple(method for method in methods if not method.startswith("gplearn"))
-    by_variables = sorted(chosen, key=lambda name: len(experiment().equations()[name].ranges))
+    by_variables = sorted(chosen, key=lambda name: len(experiment().feynman.equations()[name].ranges))
     work = functools.partial(runs, noises=noises, seeds=seeds, cases=cases, nodes=nodes, methods=methods)
     if processes == 1:
         found = map(work, by_variables)
