@@ -224,7 +224,7 @@ TASKS: dict[str, Task] = {
     ),
     "snow-day": Task(
         nd.Instructions(
-            [*REAL, *SKIPS[:2], "begin", *COUNTED],
+            [*REAL, *SKIPS[:2], "begin", "leave = r[a] == r[b]", *COUNTED],
             {
                 "v": registers(["lies", "falls", "melts"], 4, ["1"], real=True),
                 "r": nd.Cells(1, fixed=["hours", "0"]),
