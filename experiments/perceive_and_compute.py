@@ -223,7 +223,7 @@ def make(config: Config) -> nd.Experiment:
             "exact": int(renamed and np.array_equal(table[np.ix_(new, new)], wanted)),
             "answer_accuracy": float(np.mean(table[symbols[:, 0], symbols[:, 1]] == test.answers)),
             "digit_accuracy": float(np.mean(new[test.digits] == symbols)) if renamed else 0.0,
-            "lines": int(np.sum(np.asarray(genome.code)[:, 0] != 0)),
+            "lines": int(genome.lines),
             "tries": int(result.history[-1]["tries"]),
             "evaluations": result.evaluations,
             "train_seconds": result.seconds,

@@ -25,6 +25,7 @@ from typing import Any
 import feynman
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import sympy
 
@@ -98,8 +99,7 @@ def parts(variables: int, length: int, constants: int, line_costs: float) -> tup
         spread = jnp.mean(f**2)
         varies = spread > 1e-10 * jnp.mean(found**2)
         slope = jnp.where(varies, jnp.mean(f * y) / jnp.where(varies, spread, 1.0), 0.0 * spread)
-        lines = jnp.sum(jnp.asarray(genome.code)[:, 0] != 0)
-        return (y - slope * f) ** 2 / jnp.mean(y**2) * (1 + line_costs) ** lines
+        return (y - slope * f) ** 2 / jnp.mean(y**2) * (1 + line_costs) ** genome.lines
 
     return program, loss
 
@@ -109,14 +109,13 @@ class Spent:
     Of the first step's all lines count, and the programs of the step that would follow count, too."""
 
     def __init__(self, config: Config):
-        self.most, self.exactly, self.learns = config.nodes, not config.noise, config.constants > 0
-        self.each = 4 if self.learns else 1
+        self.most, self.exactly, self.trainer = config.nodes, not config.noise, trainer_of(config)
+        self.everyone, self.each = jnp.arange(config.population), 4 if config.constants else 1
         self.nodes = self.each * config.population * config.length
 
     def __call__(self, moment: Any) -> str | None:
-        state = moment.state.trainer
-        members = (state.inner if self.learns else state).members
-        self.nodes += self.each * int(lines_that_matter(members))
+        asked = self.trainer.ask(moment.state.trainer, key=jr.key(0)).population
+        self.nodes += self.each * int(lines_that_matter(asked.take(self.everyone)))
         if self.exactly and moment.row["best"] < EXACT:
             return "found"
         return "all nodes are spent" if self.nodes >= self.most else None
@@ -124,7 +123,7 @@ class Spent:
 
 @jax.jit
 def lines_that_matter(genomes: nd.Genome) -> Any:
-    return jnp.sum(jax.vmap(without_the_unread)(genomes).code[..., 0] != 0)
+    return jnp.sum(jax.vmap(without_the_unread)(genomes).lines)
 
 
 def trainer_of(config: Config) -> nd.AbstractTrainer:
@@ -217,7 +216,7 @@ def make(config: Config) -> nd.Experiment:
             "r2_unseen": r_squared(equation(points), c0 + c1 * told),
             "nodes": spent.nodes,
             "evaluations": result.evaluations,
-            "lines": int(np.sum(np.asarray(genome.code)[:, 0] != 0)),
+            "lines": int(genome.lines),
             "train_seconds": result.seconds,
         }
 

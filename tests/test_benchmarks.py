@@ -242,7 +242,7 @@ def test_programs() -> None:
 
 
 def test_programs_of_psb2() -> None:
-    """A search that ends by its time, and one by what it found."""
+    """A search that ends by its time."""
     found = bench("programs.py", "--parts", "psb2", "--problems", "coin-sums", "--psb2-seeds", "0", "--seconds=0.1")
     (row,) = found["psb2"]
     (run,) = row["runs"]

@@ -66,6 +66,21 @@ def test_python_says_what_jax_computes(strategy: nd.AbstractStrategy, large: int
     check_printed(program, every, x, jax.jit(jax.vmap(lambda genome: program.run(genome, x)))(every))
 
 
+def test_where_jax_has_64_bits() -> None:
+    """Whole numbers are the same, and longer ones are cut off before they lose any."""
+    program = nd.Program(EVERYTHING, length=9)
+    every = jax.vmap(program.init)(jr.split(jr.key(1), 20))
+    x = inputs(4, LIMIT)
+    found = jax.vmap(lambda genome: program.run(genome, x))(every)
+    with jax.enable_x64(True):
+        again = jax.vmap(lambda genome: program.run(genome, x))(every)
+        longer = {**x, "k": jnp.array([2**40, -(2**40), 2**32 + 1, 3])}
+        cut = jax.vmap(lambda genome: program.run(genome, longer))(every)
+    jax.tree.map(np.testing.assert_array_equal, found, again)
+    expected = jax.vmap(lambda genome: program.run(genome, {**x, "k": np.array([LIMIT, -LIMIT, LIMIT, 3])}))(every)
+    jax.tree.map(np.testing.assert_array_equal, expected, cut)
+
+
 def test_what_each_line_makes() -> None:
     """Two lists, one line, and a result that Python gives."""
     x, y = [5, -3, 8, 8, 0], [1, 2]
@@ -163,11 +178,15 @@ def test_wrong_lists() -> None:
         ("l[a] = [x * 0.5 for x in l[a]]", "float"),
         ("l[a] = [l[x] for x in l[a]]", "depends on the element|list stands"),
         ("l[a] = [x for r in l[a]]", "different names"),
+        ("l[a] = [clip + 1 for clip in l[a]]", "'clip'", "cannot be a name"),
         ("l[a] = [x for x, x in zip(l[a], l[a])]", "different names"),
         ("l[a] = [x for x, y in l[a]]", "zip"),
         ("l[a] = [x for x in l[a] if x if a]", "several tests", "and"),
         ("l[a] = [sum([y for y in l[a]]) for x in l[a]]", "in another comprehension"),
-        ("l[a] = l", "several lists"),
+        ("l[a] = l", "whole of `l`"),
+        ("l[a] = l[b] if l[a] else []", "list stands where a truth", "len"),
+        ("l[a] = list(accumulate(l[b], func=max))", "nothing that a line may say"),
+        ("l[a] = list(accumulate(l[b], initial=0))", "nothing that a line may say"),
         ("l[a][0] = 3", "expected a place"),
     ]:
         with says(*parts):

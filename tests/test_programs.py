@@ -46,6 +46,8 @@ FORMULAS = nd.Instructions(
         "v[a] = c[b]",
         "v[a] = 1.5 if v[b] < 0.25 else 0",
         "v[a] = v[b] // v[a] if v[a] != 0 else v[b] > 1",
+        "v[a] = (v[a] < v[b]) + (v[b] > 0.5) - (v[a] == v[b])",
+        "v[a] = -(v[a] < v[b]) * max(v[b] > 1, v[a] < 0)",
     ],
     {"v": nd.Cells(["x", "y", "1"], real=True), "c": nd.Constants(2)},
     result="v[0]",
@@ -126,7 +128,7 @@ def test_arithmetic_is_closed() -> None:
 @pytest.mark.parametrize(
     ("instructions", "strategy"),
     [
-        *itertools.product([COUNTING, FORMULAS], [nd.Together(1), nd.Together(7), nd.Together(300)]),
+        *itertools.product([COUNTING, FORMULAS], [nd.Together(1), nd.Together(7), nd.Together(13)]),
         (FORMULAS, nd.Switch()),
     ],
 )
@@ -327,6 +329,45 @@ def test_constants_have_derivatives() -> None:
     np.testing.assert_allclose(many[:, 0], [-8, -6], rtol=1e-6)
 
 
+@pytest.mark.parametrize("jumps", [False, True])
+def test_lines_that_a_program_does_not_take_leave_its_derivatives_alone(jumps: bool) -> None:
+    """Their own are infinite, or none, where it is."""
+    wild = ["v[a] = sqrt(v[a])", "v[a] = 1 / v[a]", "v[a] = log(v[a])", "v[a] = v[a] % v[a]", "v[a] = exp(exp(v[a]))"]
+    guarded = "v[a] = sqrt(v[a]) if v[a] > 0 else 0.5 * v[a]"
+    code = jnp.array([[1, 0, 0], [2, 0, 0], [2, 0, 0]])  # v = v + c; twice what is guarded
+
+    def slopes(lines: list[str], x: float) -> Any:
+        lines = [*lines, "skip = v[a] > 1e9"] if jumps else lines
+        banks = {"v": nd.Cells(["x"], real=True), "c": nd.Constants(1)}
+        program = nd.Program(nd.Instructions(lines, banks, "v[0]"), length=3)
+        return jax.grad(lambda c: program(nd.Genome(code, c), jnp.array([x]))[0])(jnp.zeros(1))
+
+    for x in (-1.0, 0.0, 1e4):
+        expected = 0.25 * 1e4**-0.75 if x > 0 else 0.25
+        np.testing.assert_allclose(slopes(["v[a] = v[a] + c[b]", guarded, *wild], x), [expected], rtol=1e-5)
+
+
+def test_real_cells_start_from_floats() -> None:
+    """Of whole numbers, too: as the printed program does."""
+    cells = nd.Cells(["x * x", "x // y", "x / 2"], real=True)
+    program = nd.Program(nd.Instructions(["v[a] = v[b]"], {"v": cells}, "v[0], v[1], v[2]"), length=1)
+    empty = nd.Genome(jnp.zeros((1, 3), int))
+    found = program(empty, {"x": np.array([100_000, 7]), "y": np.array([3, 0])})
+    function = printed(program, empty)
+    with np.errstate(all="ignore"):
+        told = [function(100_000, 3), function(7, 0)]
+    np.testing.assert_array_equal(np.stack(found, 1), np.array(told, np.float32))
+    assert found[0][0] == 1e10 and np.isinf(found[1][1]) and found[2][1] == 3.5
+
+
+def test_unsigned_numbers_are_cut_off() -> None:
+    lines = nd.Instructions(["r[a] = r[b]"], {"r": nd.Cells(["x"])}, "r[0]")
+    program, empty = nd.Program(lines, length=1), nd.Genome(jnp.zeros((1, 3), int))
+    for x in (jnp.array([3_000_000_000], jnp.uint32), np.array([3_000_000_000], np.uint32)):
+        assert program(empty, x).tolist() == [LIMIT]
+    assert program(empty, jnp.array([200], jnp.uint8)).tolist() == [200]
+
+
 def test_a_program_that_never_ends_spends_its_budget() -> None:
     lines = nd.Instructions(["r[a] = r[a] + 1", "again = True"], {"r": nd.Cells(["x"])}, "r[0]")
     code = jnp.array([[1, 0, 0], [2, 0, 0], [1, 0, 0]])
@@ -376,7 +417,7 @@ def test_wrong_input() -> None:
         nd.Instructions(["r[a] = x[b]"], {**r, "x": nd.Memory()}, "r[0]")
     with says("writes to `c`", "constants stay"):
         nd.Instructions(["c[a] = 1.0"], {"c": nd.Constants(1)}, "c[0]")
-    with says("'skip'", "cannot be the name"):
+    with says("'skip'", "cannot be a name"):
         nd.Instructions(["skip[a] = 1"], {"skip": nd.Cells(1)}, "skip[0]")
     program = nd.Program(COUNTING, length=3, steps=10)
     code, x = jnp.zeros((3, 3), int), inputs(2)
@@ -384,7 +425,8 @@ def test_wrong_input() -> None:
         (code, "a `Genome`"),
         (nd.Genome(code[:2]), "length=3", r"\[2, 3\]"),
         (nd.Genome(code.astype(float)), "float32"),
-        (nd.Genome(code, jnp.ones(1)), "1 constants"),
+        (nd.Genome(code, jnp.ones(1)), r"constants \[1\]"),
+        (nd.Genome(code, 1.0), r"constants \[\]"),
     ]:
         with says(*parts):
             program(genome, x)
@@ -395,6 +437,10 @@ def test_wrong_input() -> None:
         ({**x, "x": x["x"][:0]}, "1 or more"),
         ({**x, "x": x["x"][:, :0]}, "1 or more"),
         ({**x, "x": x["x"] * 0.5}, "whole numbers"),
+        ({**x, "first": x["first"] * 0.5}, "cells start from 'first'", "real=True"),
+        ({**x, "x": x["x"] * 1j}, "complex128"),
+        ({**x, "x": None}, "`x` is object"),
+        ({**x, "x": [x["x"], [5, 6]]}, "`x` is no array"),
         ({**x, "x": (x["x"], [5, 6])}, "lengths of the input `x`", "5 to 6", "0 to 5"),
         ({**x, "x": (x["x"], [-1, 5])}, "-1 to 5"),
         ({**x, "x": (x["x"], [2**32 + 1, 5])}, "0 to 5"),
@@ -407,6 +453,12 @@ def test_wrong_input() -> None:
             program(nd.Genome(code), given)
     with says("line 1", "99", "0 to 10"):
         program.to_python(nd.Genome(code.at[1, 0].set(99)))
+    for name in ("sum", "no name", "def", 3):
+        with says("cannot be a name"):
+            program.to_python(nd.Genome(code), name=name)  # pyright: ignore[reportArgumentType]
+    for operands in ((1,), (1, 2, 3), (0, 1), (2.0, 3), ("a", "b")):
+        with says("operands=", "`a` and `b`"):
+            nd.Instructions(["r[a] = 1"], r, "r[0]", operands=operands)  # pyright: ignore[reportArgumentType]
     assert program(nd.Genome(code.at[1, 0].set(99)), x)[0].tolist() == x["x"].tolist()  # no line: does nothing
     wrong: list[dict[str, Any]] = [{"length": 0}, {"length": 1, "steps": 0}, {"length": 1, "strategy": 3}]
     for arguments in wrong:
@@ -420,27 +472,49 @@ def test_wrong_input() -> None:
         ("f[r[a]] = 1", "computed place of `f`"),
         ("r[a] = foo(r[b])", "foo"),
         ("r[a] = q", "`q`"),
-        ("r[a] = x", "whole banks"),
-        ("r[a] = 1, 2", "1 targets, 2 values"),
+        ("r[a] = x", r"'r\[a\] = x' takes the whole of `x`"),
+        ("r[a] = min(r[a], x)", "the whole of `x`"),
+        ("r[a] = x[:2]", "the whole of `x`"),
+        ("r[a] = 1, 2", r"'r\[a\] = 1, 2'", "1 targets, 2 values"),
+        ("r[a] = r[b] * 0.5", r"'r\[a\] = r\[b\] \* 0.5'", "real=True"),
+        ("r[a] = r[0.5]", "float stands where a place of `r`"),
     ]:
         with says(*parts):
             more = {**r, "x": nd.Memory(), "f": nd.Cells(1, fixed=["1"])}
             nd.Program(nd.Instructions([line], more, "r[0]"), length=1)
-    for result in ("q[0]", "foo(r[0])", "(r[0], (r[0], r[0]))"):
-        with pytest.raises(ValueError):
+    results = [("q[0]", "`q"), ("foo(r[0])", "foo"), ("(r[0], (r[0], r[0]))", "cannot be computed")]
+    results += [("r + 1", "whole of `r`"), ("r[0] if r else 1", "whole of `r`"), ("r, -r", "whole of `r`")]
+    for result, what in results:
+        with says(what):
             nd.Program(nd.Instructions(["r[a] = 1"], {"r": nd.Cells(["x"])}, result), length=1)
     wrong_banks: list[tuple[dict[str, Any], str]] = [
         ({"r": nd.Cells(2)}, "expected one"),
         ({"max": nd.Cells(["x"])}, "'max'"),
         ({"lambda": nd.Cells(["x"])}, "'lambda'"),
         ({"r": nd.Cells(["clip"])}, "'clip'"),
-        ({"r": nd.Cells(["r"])}, "a bank"),
+        ({"r": nd.Cells(["r"])}, "whole of `r`"),
+        ({"r": nd.Cells(["len(r)"])}, "a bank"),
+        ({"r": nd.Cells(["x"]), "s": nd.Cells(["x"], real=True), "t": nd.Cells(["0.5"])}, "start from '0.5'"),
         ({"r": nd.Cells(["x"]), "c": nd.Constants(1), "d": nd.Constants(1)}, "several"),
     ]
     for some, what in wrong_banks:
         with says(what):
             name = next(iter(some))
-            nd.Instructions([f"{name}[a] = 1"], some, f"{name}[0]")
+            nd.Program(nd.Instructions([f"{name}[a] = 1"], some, f"{name}[0]"), length=1)
+    sets: list[tuple[Any, Any, Any, str]] = [
+        ("r[a] = 1", r, "r[0]", "a list of lines"),
+        ([7], r, "r[0]", "a list of lines"),
+        (["r[a] = 1"], {}, "r[0]", "banks by name"),
+        (["r[a] = 1"], [nd.Cells(2)], "r[0]", "banks by name"),
+        (["r[a] = 1"], {1: nd.Cells(2)}, "r[0]", "1 cannot be a name"),
+        (["r[a] = 1"], r, None, "as text"),
+    ]
+    for lines, banks, result, what in sets:
+        with says(what):
+            nd.Instructions(lines, banks, result)
+    for start in (2.5, None):
+        with says("Cells", "one for each cell"):
+            nd.Cells(start)  # pyright: ignore[reportArgumentType]
     with says("chunk"):
         nd.Together(0)
 
@@ -565,6 +639,7 @@ def test_wrong_searches() -> None:
         ({"population": 8, "add": 0}, "add"),
         ({"population": 8, "change": -1.0}, "change"),
         ({"population": 8, "migrate_every": 0}, "migrate_every"),
+        ({"population": 8, "mutate": 3}, "mutate=3"),
     ]:
         with says(*parts):
             nd.GeneticProgramming(**arguments)  # pyright: ignore[reportArgumentType]
@@ -572,11 +647,23 @@ def test_wrong_searches() -> None:
     seeds = jax.vmap(program.init)(jr.split(jr.key(0), 8))
     with says("there are 8 seeds"):
         nd.fit(problem, nd.GeneticProgramming(population=8, seeds=seeds), steps=1, key=jr.key(0))
+    for wrong, *parts in [
+        (nd.Genome(seeds.code[:, :2]), r"\[8, 2, 3\]", "an axis of programs first"),
+        (nd.Genome(seeds.code[0]), "an axis of programs first"),
+        (nd.Genome(seeds.code + 0.7), "float32", "an axis of programs first"),
+        (seeds.code, "an axis of programs first"),
+    ]:
+        with says(*parts):
+            nd.fit(problem, nd.GeneticProgramming(population=64, seeds=wrong), steps=1, key=jr.key(0))
     with says("no leaf is a program"):
         real = nd.BlackBox(lambda x: x**2, 1.0)
         nd.fit(real, nd.GeneticProgramming(population=8), steps=1, key=jr.key(0))
-    with says("epsilon"):
-        nd.Lexicase(-1.0)
+    for wrong in (lambda params, key: None, lambda params, key: nd.Genome(params.code[:2])):
+        with says("mutate=", "the same structure, shapes and types"):
+            nd.fit(problem, nd.GeneticProgramming(population=8, mutate=wrong), steps=1, key=jr.key(0))
+    for epsilon in (-1.0, True, "a"):
+        with says("epsilon"):
+            nd.Lexicase(epsilon)  # pyright: ignore[reportArgumentType]
     with says("pressure"):
         nd.DALex(0)
     with says("sizes"):

@@ -67,7 +67,7 @@ def search(name: str, seed: int, seconds: float) -> dict[str, Any]:
         done = moment.row["best"] == 0 and int(right(moment.params, *known, task.near / 10)) == EXAMPLES
         return "all examples are right" if done else None
 
-    def rest(moment: nd.Moment) -> str | None:
+    def time_is_up(moment: nd.Moment) -> str | None:
         return "the time is up" if time.process_time() - began > seconds else None
 
     problem = nd.Supervised(loss, known, params=program.init, domain=program.domain, batch_size=SEEN)
@@ -75,7 +75,7 @@ def search(name: str, seed: int, seconds: float) -> dict[str, Any]:
     if task.patience:
         again = nd.NoBetter(task.patience)
         trainer = nd.Restart(trainer, on=again, schedule=nd.Same(), tries=10**6, begin=program.init)
-    result = nd.fit(problem, trainer, steps=10**6, key=jr.key(seed), stop=[all_right, rest], log_every=2)
+    result = nd.fit(problem, trainer, steps=10**6, key=jr.key(seed), stop=[all_right, time_is_up], log_every=2)
     took = time.process_time() - began
     trained = int(right(result.params, *known, task.near / 10))
     genome = program.simplify(result.params, known[0]) if trained == EXAMPLES else result.params
@@ -90,7 +90,7 @@ def search(name: str, seed: int, seconds: float) -> dict[str, Any]:
         "unseen": tested / UNSEEN,
         "evaluations": result.evaluations,
         "seconds": took,
-        "lines": int(np.sum(np.asarray(genome.code)[:, 0] != 0)),
+        "lines": int(genome.lines),
         "source": program.to_python(genome, name=name.replace("-", "_")),
     }
 

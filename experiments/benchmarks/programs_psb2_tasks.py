@@ -1,9 +1,9 @@
 """Eight problems in the manner of PSB2 (Helmuth & Kelly, 2021, "PSB2: The Second Program Synthesis Benchmark Suite",
 https://arxiv.org/abs/2106.06086): their texts and ranges, our own generators, and text coded as whole numbers.
 
-A problem's instruction set follows from the types it has: whole numbers, floats, an array. Inputs and
-the constants of the problem's text stand in registers that stay. The others start from the inputs in turn, and from 0
-where the input is an array. A line does one elementary thing; its first operand is a register that may change.
+Each problem has an instruction set of elementary lines for its types, registers, a length and a budget, which were
+chosen by hand. Inputs and the constants of the problem's text stand in registers that stay. The others start from the
+inputs in turn, and from 0 where the input is an array. The first operand of a line is a register that may change.
 """
 
 import dataclasses

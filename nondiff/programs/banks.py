@@ -45,7 +45,11 @@ class Cells(Bank):
             check_count("Cells", "start", start, least=0)
             start = ["0"] * start
         for name, texts in (("start", start), ("fixed", self.fixed)):
-            if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            if (
+                isinstance(texts, str)
+                or not isinstance(texts, Sequence)
+                or not all(isinstance(text, str) for text in texts)
+            ):
                 raise ValueError(f"`Cells({name}={texts!r})`: expected expressions as texts, one for each cell.")
             object.__setattr__(self, name, tuple(texts))
         if not self.size:

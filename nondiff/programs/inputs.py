@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from nondiff.core.exact import namespace
 from nondiff.core.tree import is_traced
 from nondiff.programs.arithmetic import whole
 from nondiff.programs.banks import Lists, lengths_of
@@ -33,10 +34,7 @@ def checked(instructions: Instructions, x: Any) -> dict[str, Array]:
         bank = instructions.lists.get(name, banks.get(name))
         if isinstance(value, tuple) and bank is not None:
             value, out[lengths_of(name)] = _checked_pair(name, value)
-        if not isinstance(value, jax.Array):  # cut off before JAX takes 32 bits of it
-            value = np.asarray(value)
-            value = np.clip(value, -LIMIT, LIMIT) if np.issubdtype(value.dtype, np.integer) else value
-        value = jnp.asarray(value)
+        value = jnp.asarray(_cut_off(name, value))
         if value.ndim != (1 if bank is None else 2) or 0 in value.shape:
             raise ValueError(
                 f"`Program`: the input `{name}` is {list(value.shape)}; expected "
@@ -56,6 +54,21 @@ def checked(instructions: Instructions, x: Any) -> dict[str, Array]:
     if len(set(counts.values())) != 1:
         raise ValueError(f"`Program`: its inputs have so many cases: {counts}; expected equally many.")
     return out
+
+
+def _cut_off(name: str, value: Any) -> Array | np.ndarray:
+    """Whole numbers within the limit, while they have all of their bits."""
+    if not isinstance(value, jax.Array):
+        try:
+            value = np.asarray(value)
+        except ValueError as e:
+            raise ValueError(f"`Program`: the input `{name}` is no array; a pair of one and lengths is a tuple.") from e
+    if jnp.issubdtype(value.dtype, jnp.integer):
+        info, here = jnp.iinfo(value.dtype), namespace(value)
+        return here.clip(value, max(info.min, -LIMIT), min(info.max, LIMIT))
+    if not (jnp.issubdtype(value.dtype, jnp.floating) or value.dtype == bool):
+        raise ValueError(f"`Program`: the input `{name}` is {value.dtype}; expected whole numbers or floats.")
+    return value
 
 
 def _checked_pair(name: str, pair: tuple[Any, ...]) -> tuple[Any, Array]:

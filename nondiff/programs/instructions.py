@@ -8,7 +8,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nondiff.programs.banks import Bank, Cells, Constants, Lists, Memory
-from nondiff.programs.line import BEGIN, FLAGS, LISTS, OPERANDS, WORDS, Line, bank_of, expression, parse
+from nondiff.programs.line import (
+    BEGIN,
+    FLAGS,
+    LISTS,
+    OPERANDS,
+    WORDS,
+    Line,
+    bank_of,
+    check_no_whole_bank,
+    expression,
+    parse,
+)
 
 PRINTED = {"_", "clip", "np", "Memory", "list", "super", "int", "self", "accumulate", "zip"}
 RESERVED = {*OPERANDS, *FLAGS, *WORDS, *LISTS, BEGIN, *PRINTED}
@@ -51,11 +62,23 @@ class Instructions:
         *,
         operands: tuple[int, int] | None = None,
     ):
+        if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
+            raise ValueError(f"`Instructions(lines={lines!r})`: expected a list of lines, each of them a text.")
+        if not isinstance(banks, Mapping) or not banks or not isinstance(result, str):
+            raise ValueError(
+                f"`Instructions(banks={banks!r}, result={result!r})`: expected banks by name, one or more, such as "
+                "{'r': Cells(2)}, and an expression as text."
+            )
+        if operands is not None and not (len(operands) == 2 and all(isinstance(n, int) and n > 0 for n in operands)):
+            raise ValueError(
+                f"`Instructions(operands={operands!r})`: expected how many values `a` and `b` take, two whole numbers "
+                "of 1 or more."
+            )
         self.lines, self.banks, self.result = tuple(lines), dict(banks), result
         if not self.lines:
             raise ValueError("`Instructions(lines)`: there are none, and a program is made of them.")
         for name, bank in self.banks.items():
-            _check_name(name)
+            check_name(name)
             if not isinstance(bank, Bank):
                 raise ValueError(f"`Instructions(banks)`: {name!r}: {bank!r}; expected one, such as `Cells(2)`.")
         if sum(isinstance(bank, Constants) for bank in self.banks.values()) > 1:
@@ -65,11 +88,18 @@ class Instructions:
             for target in line.targets:
                 if isinstance(target, ast.Subscript) and isinstance(self.banks[bank_of(target)], Constants):
                     raise ValueError(f"the line {line.text!r} writes to `{bank_of(target)}`, and constants stay.")
+            for name in line.elements:
+                check_name(name)
+            if line.value is not None:
+                check_no_whole_bank(line.value, self.banks, f"the line {line.text!r}")
             self._check_targets(line)
         self.sizes = (1 + len(self.lines), *(operands or self._operands()))
         if self.sizes[0] * self.sizes[1] * self.sizes[2] > 2**24 or min(self.sizes) < 1:
             raise ValueError(f"`Instructions`: {self.sizes} lines and operands; expected 1 or more, not millions.")
         self.returned = expression(result)
+        for part in self.returned.elts if isinstance(self.returned, ast.Tuple) else [self.returned]:
+            if not isinstance(part, ast.Name):
+                check_no_whole_bank(part, self.banks, f"the result {result!r}")
         self.inputs = self._inputs()
 
     def __repr__(self) -> str:
@@ -153,10 +183,11 @@ class Instructions:
             if isinstance(bank, Cells):
                 for text in bank.texts:
                     tree = expression(text)
+                    check_no_whole_bank(tree, self.banks, f"`Cells` that start from {text!r}")
                     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
                     names += [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called]
         for name in names:
-            _check_name(name)
+            check_name(name)
             if name in self.lists and (name in self.banks or names.count(name) > 1):
                 raise ValueError(f"`Lists` start from `{name}`, and so does another bank; use another name.")
             if not isinstance(self.banks.get(name, Memory()), Memory):
@@ -168,6 +199,9 @@ class Instructions:
         return tuple(dict.fromkeys(names))
 
 
-def _check_name(name: str) -> None:
-    if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
-        raise ValueError(f"`Instructions`: {name!r} cannot be the name of a bank or input; it is none, or is taken.")
+def check_name(name: str) -> None:
+    """**Raises** `ValueError` for what is no name, or stands for something else in lines or printed programs."""
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
+        raise ValueError(
+            f"{name!r} cannot be a name of a bank, an input, an element or a program; it is none, or is taken."
+        )

@@ -73,7 +73,9 @@ class Lanes(AbstractMeaning[Any]):
         return self.banks[bank]
 
     def place(self, bank: str, index: Array) -> Array:
-        """An index, wrapped round."""
+        """An index, wrapped round. **Raises** `ValueError` for a float."""
+        if is_real(index):
+            raise ValueError(f"a float stands where a place of `{bank}` belongs.")
         own = self.own_length(bank)
         return jnp.atleast_2d(index % (_width(self.banks[bank]) if own is None else jnp.maximum(own, 1)))
 
@@ -169,9 +171,6 @@ class Elements(Lanes):
     def length(self, bank: str) -> Array:
         return self._wide(self.outside.length(bank))
 
-    def whole_bank(self, bank: str) -> Any:
-        raise ValueError(f"`{bank}` in a comprehension has no place; expected such as `{bank}[a]`.")
-
     def on_list(self, function: str, args: list[Any]) -> Any:
         return self._wide(self.outside.on_list(function, [self._one(x) for x in args]))
 
@@ -190,7 +189,10 @@ class Elements(Lanes):
         return x[..., 0, :]
 
 
-def truth(x: Array) -> Array:
+def truth(x: Any) -> Array:
+    """**Raises** `ValueError` for a list."""
+    if isinstance(x, Items):
+        raise ValueError("a list stands where a truth belongs; use its `len`.")
     return x if x.dtype == bool else x != 0
 
 

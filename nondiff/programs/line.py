@@ -38,6 +38,13 @@ class Line:
         """Does it set `skip`, `again`, or `leave`?"""
         return any(isinstance(target, ast.Name) and target.id == name for target in self.targets)
 
+    @property
+    def elements(self) -> set[str]:
+        """Names of its comprehensions."""
+        nodes = [] if self.value is None else ast.walk(self.value)
+        targets = [node.target for node in nodes if isinstance(node, ast.comprehension)]
+        return {x.id for target in targets for x in ast.walk(target) if isinstance(x, ast.Name)}
+
 
 class AbstractMeaning(abc.ABC, Generic[Value]):
     """What the parts of an expression stand for."""
@@ -123,11 +130,16 @@ def walk(node: ast.expr, means: AbstractMeaning[Value], banks: Any) -> Value | t
             return means.on_list("item", [one(x), one(index)])
         case ast.Call(func=ast.Name(id=name), args=[x], keywords=[]) if name in LISTS:
             return means.on_list(name, [one(x)])
-        case ast.Call(func=ast.Name(id="list"), args=[ast.Call(func=ast.Name(id="accumulate"), args=[x])]):
+        case ast.Call(
+            func=ast.Name(id="list"),
+            args=[ast.Call(func=ast.Name(id="accumulate"), args=[x], keywords=[])],
+            keywords=[],
+        ):
             return means.on_list("accumulate", [one(x)])
         case ast.Call(
             func=ast.Name(id="list"),
-            args=[ast.Call(func=ast.Name(id="accumulate"), args=[x, ast.Name(id="min" | "max" as name)])],
+            args=[ast.Call(func=ast.Name(id="accumulate"), args=[x, ast.Name(id="min" | "max" as name)], keywords=[])],
+            keywords=[],
         ):
             return means.on_list(f"accumulate {name}", [one(x)])
         case ast.List(elts=[]):
@@ -242,6 +254,16 @@ def bank_of(target: ast.expr) -> str:
     """The name of the bank that a target is a place of."""
     assert isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name)
     return target.value.id
+
+
+def check_no_whole_bank(node: ast.expr, banks: Any, where: str) -> None:
+    """**Raises** `ValueError` for a bank that stands without a place, but for `len` of it."""
+    single = [n.value for n in ast.walk(node) if isinstance(n, ast.Subscript) and not isinstance(n.slice, ast.Slice)]
+    calls = [n for n in ast.walk(node) if isinstance(n, ast.Call) and ast.unparse(n.func) == "len"]
+    single += [x for call in calls for x in call.args]
+    for n in ast.walk(node):
+        if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and n.id in banks and n not in single:
+            raise ValueError(f"{where} takes the whole of `{n.id}`; expected a place, such as `{n.id}[a]`.")
 
 
 def expression(text: str) -> ast.expr:

@@ -61,7 +61,7 @@ def join(x: Items, y: Items) -> Items:
 def keep(x: Items, test: Array) -> Items:
     """The elements that pass."""
     test = test & _there(x)
-    return Items(_sent(x, jnp.cumsum(test, -2) - 1, test), jnp.sum(test, -2).astype(jnp.int32))
+    return Items(_sent(x, jnp.cumsum(test, -2) - 1, test), _total(test, -2))
 
 
 def _sorted(x: Items) -> Items:
@@ -95,7 +95,7 @@ def _bound(x: Items, i: Array) -> Array:
 
 def _item(x: Items, i: Array) -> Array:
     """An element, whose place wraps round; 0 of an empty list."""
-    return jnp.sum(jnp.where(_places(x.values) == _wide(i % jnp.maximum(x.lengths, 1)), x.values, 0), -2)
+    return _total(jnp.where(_places(x.values) == _wide(i % jnp.maximum(x.lengths, 1)), x.values, 0), -2)
 
 
 def _halves(low: Array, high: Array) -> Array:
@@ -106,11 +106,12 @@ def _halves(low: Array, high: Array) -> Array:
 
 
 def _sum(x: Items) -> Array:
-    return _halves(jnp.sum(x.values % HALF, -2), jnp.sum(x.values // HALF, -2))
+    return _halves(_total(x.values % HALF, -2), _total(x.values // HALF, -2))
 
 
 def _sums(x: Items) -> Items:
-    return make(_halves(jnp.cumsum(x.values % HALF, -2), jnp.cumsum(x.values // HALF, -2)), x.lengths)
+    low, high = (jnp.cumsum(part, -2, dtype=jnp.int32) for part in (x.values % HALF, x.values // HALF))
+    return make(_halves(low, high), x.lengths)
 
 
 def _least(x: Items) -> Array:
@@ -159,4 +160,9 @@ def _wide(x: Array) -> Array:
 def _sent(x: Items, places: Array, those: Array) -> Array:
     """`those` elements at new places, zeros elsewhere."""
     goes = (places[..., :, None, :] == jnp.arange(x.capacity)[:, None]) & those[..., :, None, :]
-    return jnp.sum(jnp.where(goes, x.values[..., :, None, :], 0), -3)
+    return _total(jnp.where(goes, x.values[..., :, None, :], 0), -3)
+
+
+def _total(x: Array, axis: int) -> Array:
+    """Of 32 bits, also where JAX has 64."""
+    return jnp.sum(x, axis, dtype=jnp.int32)

@@ -74,12 +74,12 @@ class Python(AbstractMeaning[Text]):
     def call(self, function: str, args: list[Text]) -> Text:
         real = function in REAL_ONLY or any(x.kind == "real" for x in args)
         if not real:
-            return Text(_call(function, *[x.node for x in args]), "whole")
+            return Text(_call(function, *map(as_number, args)), "whole")
         numpy = {"min": "minimum", "max": "maximum"}.get(function, function)
         return Text(_call(f"np.{numpy}", *map(_as_real, args)), "real")
 
     def binary(self, op: ast.operator, left: Text, right: Text) -> Text:
-        node = ast.BinOp(left.node, op, right.node)
+        node = ast.BinOp(as_number(left), op, as_number(right))
         if left.kind == "list":
             return Text(node, "list", left.most + right.most)
         if "real" in (left.kind, right.kind):
@@ -91,7 +91,7 @@ class Python(AbstractMeaning[Text]):
         return Text(_call("clip", node), "whole")
 
     def negative(self, x: Text) -> Text:
-        return Text(ast.UnaryOp(ast.USub(), x.node), "real" if x.kind == "real" else "whole")
+        return Text(ast.UnaryOp(ast.USub(), as_number(x)), "real" if x.kind == "real" else "whole")
 
     def compare(self, op: ast.cmpop, left: Text, right: Text) -> Text:
         return Text(ast.Compare(left.node, [op], [right.node]), "truth")
@@ -110,7 +110,9 @@ class Python(AbstractMeaning[Text]):
             return Text(ast.IfExp(test.node, yes.node, no.node), "list", max(yes.most, no.most))
         if "real" in (yes.kind, no.kind):
             return Text(ast.IfExp(test.node, _as_real(yes), _as_real(no)), "real")
-        return Text(ast.IfExp(test.node, yes.node, no.node), "truth" if yes.kind == no.kind == "truth" else "whole")
+        if yes.kind == no.kind == "truth":
+            return Text(ast.IfExp(test.node, yes.node, no.node), "truth")
+        return Text(ast.IfExp(test.node, as_number(yes), as_number(no)), "whole")
 
     def empty(self) -> Text:
         return Text(ast.List([]), "list")
@@ -173,6 +175,11 @@ def _as_real(x: Text) -> ast.expr:
     return x.node if x.kind == "real" else _call("np.float32", x.node)
 
 
+def as_number(x: Text) -> ast.expr:
+    """The sum of two of NumPy's truths is a truth, and there is no negative one."""
+    return _call("int", x.node) if x.kind == "truth" else x.node
+
+
 def as_truth(x: Text) -> ast.expr:
     """`and` and `or` of Python give one of their sides, and not its truth."""
     return x.node if x.kind == "truth" else ast.Compare(x.node, [ast.NotEq()], [ast.Constant(0)])
@@ -184,7 +191,7 @@ def stored(x: Text, bank: Bank | None) -> ast.expr:
         return ast.Subscript(x.node, ast.Slice(None, ast.Constant(bank.capacity))) if x.most > bank.capacity else x.node
     if bank is not None and bank.real:
         return _as_real(x)
-    return _call("int", x.node) if x.kind == "truth" else x.node
+    return as_number(x)
 
 
 def one(x: Any) -> Text:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from nondiff.core.checks import check_count
 from nondiff.core.code import Code
@@ -18,10 +18,13 @@ from nondiff.core.record import record
 from nondiff.programs.banks import Constants
 from nondiff.programs.execute import executor
 from nondiff.programs.inputs import checked
-from nondiff.programs.instructions import Instructions
+from nondiff.programs.instructions import Instructions, check_name
 from nondiff.programs.machine import Outcome
 from nondiff.programs.python import to_python
 from nondiff.programs.strategies import AbstractStrategy, Automatic, Together
+
+AT_ONCE = 256
+"""Programs that `simplify` runs at once, so that memory does not grow with the square of the length."""
 
 
 @record
@@ -34,13 +37,18 @@ class Genome:
     constants: Any = None
     """Floats `[constants]`: the values of the set's `Constants`; `None` without."""
 
+    @property
+    def lines(self) -> Int[Array, "..."]:
+        """How many lines are not empty; of a population of genomes, of each."""
+        return jnp.sum(jnp.asarray(self.code)[..., 0] != 0, -1)
+
 
 class Program(eqx.Module):
     """Lines of an instruction set, run by JAX: `program(params, x)`.
 
     The parameters are a `Genome`, one row of whole numbers for each line. Every one of them is a program, none is
     compiled anew, and an empty line does nothing. It is run for all cases, and under `jax.vmap` all genomes, at once.
-    Constants and float inputs have derivatives where nothing jumps past them, the lines have none.
+    Constants and float inputs have derivatives, 0 where there is no finite one; tests, places and lines have none.
 
     **Arguments:**
 
@@ -130,7 +138,7 @@ class Program(eqx.Module):
         inputs = checked(self.instructions, x)
         self._check(params)
         code = jnp.asarray(params.code).astype(jnp.int32)[None]
-        constants = None if params.constants is None else jnp.asarray(params.constants)[None]
+        constants = None if params.constants is None else jnp.asarray(params.constants, jnp.float32)[None]
         budget = self.length if self.steps is None else self.steps
         out = executor(self.instructions, budget, self.strategy)(code, constants, inputs)
         return jtu.tree_map(lambda x: x[0], out)
@@ -138,20 +146,28 @@ class Program(eqx.Module):
     def _check(self, params: Any) -> None:
         if not isinstance(params, Genome):
             raise ValueError(f"`Program`: expected its parameters, a `Genome`, and got {type(params).__name__}.")
-        shape, dtype = jnp.shape(params.code), jnp.result_type(params.code)
+        code = params.code if hasattr(params.code, "dtype") else np.asarray(params.code)
+        shape, dtype = code.shape, code.dtype
         if shape != (self.length, 3) or not jnp.issubdtype(dtype, jnp.integer):
             raise ValueError(
                 f"`Program(length={self.length})`: its code is {dtype}{list(shape)}; expected integers "
                 f"[{self.length}, 3]."
             )
-        given = 0 if params.constants is None else jnp.shape(params.constants)[-1]
-        if given != self._constants:
-            raise ValueError(f"`Program`: {given} constants are given, and its instructions have {self._constants}.")
+        given = (0,) if params.constants is None else jnp.shape(params.constants)
+        if given != (self._constants,):
+            raise ValueError(
+                f"`Program`: constants {list(given)} are given, and its instructions have {self._constants}."
+            )
 
     def to_python(self, params: Genome, *, name: str = "program") -> str:
-        """Readable Python that computes the same for one case, from plain numbers and lists. Floats are those of NumPy,
-        of 32 bits. It has no budget: where the program does not halt, neither does it."""
+        """Readable Python that computes the same for one case, from plain numbers, up to 2**30 - 1, and lists. Floats
+        are those of NumPy, of 32 bits. It has no budget: where the program does not halt, neither does it.
+
+        **Raises** `ValueError` for a genome that is none of this program's, one with numbers that are no line's or no
+        operand's, and a `name` that is none, or that printed programs use otherwise.
+        """
         self._check(params)
+        check_name(name)
         code = np.asarray(params.code)
         self.instructions.check(code)
         constants = () if params.constants is None else np.asarray(params.constants).tolist()
@@ -159,7 +175,8 @@ class Program(eqx.Module):
 
     def simplify(self, params: Genome, x: Any) -> Genome:
         """The program without lines that change nothing: two or one at a time are left out, from the end, if the
-        outcome on `x` stays what it was, until none can be. Give it more cases than it was found with."""
+        outcome on `x` stays what it was, until none can be. Give it more cases than it was found with. Not for
+        `jax.jit`: what is left out next depends on values."""
         one = np.eye(self.length, dtype=bool)
         two = [one[i] | one[j] for j in range(self.length) for i in range(j)]
         masks = np.array([*one, *two])[:, :, None]
@@ -167,7 +184,8 @@ class Program(eqx.Module):
         @jax.jit
         def same(code: Array) -> Array:
             """Of each mask, whether the program without its lines has the same outcome."""
-            found = jax.vmap(lambda c: self.run(Genome(c, params.constants), x))(jnp.where(masks, 0, code))
+            without = jnp.where(masks, 0, code)
+            found = jax.lax.map(lambda c: self.run(Genome(c, params.constants), x), without, batch_size=AT_ONCE)
             return _equal((found.result, found.halted), (wanted.result, wanted.halted))
 
         wanted = self.run(params, x)

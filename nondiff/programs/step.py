@@ -4,7 +4,8 @@ An expression that several lines share is computed once; what a place is given i
 """
 
 import ast
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -49,22 +50,25 @@ def step(
         for line, here in zip(instructions.parsed, chosen, strict=True):
             if position < len(line.targets):
                 assert line.value is not None
-                value = lanes.value(line.value)
-                values = [_lanes(x) for x in (value if isinstance(value, tuple) else (value,))]
-                if len(values) != len(line.targets):
-                    raise ValueError(f"the line {line.text!r} has {len(line.targets)} targets, {len(values)} values.")
-                target = line.targets[position]
-                groups.setdefault(ast.unparse(target), []).append((target, here, values[position]))
+                with _named(f"the line {line.text!r}"):
+                    value = lanes.value(line.value)
+                    values = [_lanes(x) for x in (value if isinstance(value, tuple) else (value,))]
+                    if len(values) != len(line.targets):
+                        raise ValueError(f"it has {len(line.targets)} targets, {len(values)} values.")
+                    target = line.targets[position]
+                    value = values[position]
+                    value = truth(value) if isinstance(target, ast.Name) else stored(value, banks[bank_of(target)])
+                groups.setdefault(ast.unparse(target), []).append((target, here, value))
         for text, parts in groups.items():
             where = _any([here for _, here, _ in parts])
             if text in FLAGS:
-                flag = _pick([(here, truth(value)) for _, here, value in parts])
+                flag = _pick([(here, value) for _, here, value in parts])
                 flags[text] = flags.get(text, jnp.zeros((), bool)) | (flag & where & running)
                 continue
             target = parts[0][0]
             assert isinstance(target, ast.Subscript)
             bank = bank_of(target)
-            value = _pick([(here, stored(value, banks[bank])) for _, here, value in parts])
+            value = _pick([(here, value) for _, here, value in parts])
             place = lanes.place(bank, as_number(lanes.value(target.slice)))
             where = where & running
             kind = instructions.banks[bank]
@@ -83,8 +87,17 @@ def stored(value: Any, held: Any) -> Any:
         return fit(as_list(value), held.capacity)
     value = as_number(value)
     if is_real(value) and not is_real(held):
-        raise ValueError("a line puts a float where whole numbers are held; make that bank `real=True`.")
+        raise ValueError("a float stands where whole numbers are held; make that bank `real=True`.")
     return value.astype(held.dtype)
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """What is wrong is said of the line, or the start, which it is in."""
+    try:
+        yield
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"{where}: {e}") from e
 
 
 def _any(masks: list[Array]) -> Array:
@@ -112,7 +125,9 @@ def start(
     """The banks before the first line. Inputs are `[1 or programs, cases, ...]`."""
     memories = {name: jnp.moveaxis(inputs[name], 2, 1) for name in instructions.banks if name in inputs}
     lengths = {lengths_of(name): inputs[lengths_of(name)][:, None] for name in memories if lengths_of(name) in inputs}
-    lanes = Lanes(memories | lengths, {name: x for name, x in inputs.items() if name not in memories})
+    numbers = {name: x for name, x in inputs.items() if name not in memories}
+    whole = Lanes(memories | lengths, numbers)
+    real = Lanes(memories | lengths, {name: x.astype(jnp.float32) for name, x in numbers.items()})
     out: Banks = {name: jnp.broadcast_to(x, (programs, 1, cases)) for name, x in lengths.items()}
     for name, bank in instructions.banks.items():
         if name in memories:
@@ -121,7 +136,9 @@ def start(
             out[name] = _lists(bank, inputs, programs, cases)
             continue
         elif isinstance(bank, Cells):
-            held = jnp.stack([_lane(x, lanes, bank.real, (programs, cases)) for x in bank.texts], axis=1)
+            held = jnp.stack(
+                [_lane(x, real if bank.real else whole, bank.real, (programs, cases)) for x in bank.texts], axis=1
+            )
             places = bank.size
         else:
             assert constants is not None
@@ -131,8 +148,9 @@ def start(
 
 
 def _lane(text: str, lanes: Lanes, real: bool, shape: tuple[int, int]) -> Array:
-    value = as_number(lanes.value(expression(text)))
-    return jnp.broadcast_to(stored(value, jnp.zeros((), jnp.float32 if real else jnp.int32)), shape)
+    with _named(f"cells start from {text!r}"):
+        value = as_number(lanes.value(expression(text)))
+        return jnp.broadcast_to(stored(value, jnp.zeros((), jnp.float32 if real else jnp.int32)), shape)
 
 
 def _lists(bank: Lists, inputs: Mapping[str, Array], programs: int, cases: int) -> Items:

@@ -1,10 +1,9 @@
 """Block coordinate descent (Tseng, 2001, "Convergence of a Block Coordinate Descent Method for Nondifferentiable
 Minimization", https://doi.org/10.1023/A:1017501703105): the parts of a model learn in turns.
 
-A part learns best while what it depends on stands still, and its turn costs what it alone costs. Three examples:
+A part learns best while what it depends on stands still, and its turn costs what it alone costs. Two examples:
 - a program is found for a network as it is, then the network is trained for the program that was found;
-- an architecture by `Genetic`, then its weights by `Backprop`;
-- two networks that play against each other.
+- an architecture by `Genetic`, then its weights by `Backprop`.
 """
 
 import dataclasses
@@ -77,7 +76,7 @@ class Alternate(AbstractTrainer[_State]):
 
     @property
     def traceable(self) -> bool:
-        return all(trainer.traceable for trainer in self.trainers.values())
+        return parts.traceable(self.trainers)
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
         return _State(parts.begin(self.trainers, self.labels, params, domain, key), self._counted(0))
@@ -118,7 +117,7 @@ class Alternate(AbstractTrainer[_State]):
 
     @property
     def endings(self) -> tuple[str, ...]:
-        return ("the trainer of every part has come to its end",)
+        return parts.ENDINGS
 
     def ended(self, state: _State) -> Any:
         return parts.ended(self.trainers, state.parts)

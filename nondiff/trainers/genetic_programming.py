@@ -22,7 +22,7 @@ from nondiff.core.population import Points, Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, Wants
 from nondiff.core.trainer import AbstractTrainer, Metrics
-from nondiff.core.tree import none_like, split_like
+from nondiff.core.tree import none_like, shape_of, split_like
 from nondiff.trainers.selection import AbstractSelection, Lexicase, scores
 from nondiff.trainers.variation import add_and_delete, change, splice
 
@@ -45,7 +45,8 @@ class GeneticProgramming(AbstractTrainer[_State]):
     - `change`: expected changed lines of a child, above 0 (default 1).
     - `add`: expected added lines of a child, and nearly as many are left out, above 0 (default 0.5).
     - `scale`: size of a step of constants: absolute, or a share of the range where that is bounded (default 0.1).
-    - `seeds`: programs to start from, parameters with an axis of programs first; the population holds them besides the
+    - `seeds`: programs to start from, parameters with an axis of programs first, such as
+      `jax.vmap(program.init)(keys)`; the population holds them besides the
       starting point and random ones.
     - `mutate`: a change of your own, `mutate(params, key) -> params`, applied to every child last, compiled with it.
     - `islands`: parts of the population that only know themselves (default 1), of equal size; `migrate_every` steps
@@ -54,7 +55,8 @@ class GeneticProgramming(AbstractTrainer[_State]):
     The best program lives on: the one with the least loss, and of these the shortest. Leaves of other domains than
     `Code`, such as constants, vary by what is near; `Memetic` gives them their gradient.
 
-    **Raises** `ValueError` for counts and rates out of range, and, when training starts, if no leaf's domain is `Code`.
+    **Raises** `ValueError` for counts and rates out of range, and, when training starts, if no leaf's domain is `Code`,
+    and for seeds that are none of the problem's programs or a `mutate` that changes shapes.
 
     >>> import jax, jax.numpy as jnp, nondiff
     >>> lines = ["v[a] = v[a] * v[b]", "v[a] = v[a] + v[b]"]
@@ -91,6 +93,8 @@ class GeneticProgramming(AbstractTrainer[_State]):
             )
         if not isinstance(self.selection, AbstractSelection):
             raise ValueError(f"`GeneticProgramming(selection={self.selection!r})`: expected one, such as `Lexicase()`.")
+        if self.mutate is not None and not callable(self.mutate):
+            raise ValueError(f"`GeneticProgramming(mutate={self.mutate!r})`: expected a function of (params, key).")
         check_share("GeneticProgramming", "crossover", self.crossover)
         for name in ("change", "add", "scale"):
             check_positive("GeneticProgramming", name, getattr(self, name))
@@ -104,6 +108,7 @@ class GeneticProgramming(AbstractTrainer[_State]):
             )
         given = jtu.tree_map(lambda x: x[None], params)
         if self.seeds is not None:
+            _check_seeds(self.seeds, params)
             given = jtu.tree_map(lambda x, s: jnp.concatenate([x, jnp.asarray(s, x.dtype)]), given, self.seeds)
         rest = self.population - jtu.tree_leaves(given)[0].shape[0]
         if rest < 0:
@@ -177,7 +182,15 @@ class GeneticProgramming(AbstractTrainer[_State]):
             return jnp.where(jr.bernoulli(k_add, rate, x.shape), moved, x)
 
         child = jtu.tree_map(vary, one, other, domain, split_like(k_leaves, one))
-        return child if self.mutate is None else self.mutate(child, k_mutate)
+        if self.mutate is None:
+            return child
+        changed = self.mutate(child, k_mutate)
+        if not eqx.tree_equal(*(jtu.tree_map(shape_of, tree) for tree in (changed, child))):
+            raise ValueError(
+                f"`GeneticProgramming(mutate=...)`: it makes {_shown(changed)} of {_shown(child)}; expected the same "
+                "structure, shapes and types."
+            )
+        return changed
 
     def _migrated(self, members: Params, now: Array) -> Params:
         """The best of each island, its first, takes the last place of the next one."""
@@ -185,6 +198,21 @@ class GeneticProgramming(AbstractTrainer[_State]):
 
     def params(self, state: _State) -> Params:
         return jtu.tree_map(lambda x: x[state.best], state.members)
+
+
+def _shown(tree: Params) -> str:
+    return str(jtu.tree_map(lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else type(x).__name__, tree))
+
+
+def _check_seeds(seeds: Params, params: Params) -> None:
+    if jtu.tree_structure(seeds) != jtu.tree_structure(params) or any(
+        jnp.ndim(s) == 0 or jnp.shape(s)[1:] != x.shape or jnp.result_type(s).kind != x.dtype.kind
+        for s, x in zip(jtu.tree_leaves(seeds), jtu.tree_leaves(params), strict=True)
+    ):
+        raise ValueError(
+            f"`GeneticProgramming(seeds=...)`: they are {_shown(seeds)}; expected the problem's parameters, "
+            f"{_shown(params)}, with an axis of programs first."
+        )
 
 
 def _lines(members: Params, domain: PyTree) -> Int[Array, " pop"]:

@@ -42,7 +42,8 @@ class Memetic(AbstractTrainer[_State]):
       the float range).
 
     Integer leaves have no gradient and stay as they are; a gradient that is not finite moves nothing. The gradients of
-    all members exist at once: P x D numbers.
+    all members exist at once: P x D numbers. Losses, and with them `best`, are those before the step; `params` has
+    taken one step more.
 
     **Raises** `ValueError` for a rate or norm that is not above 0, and, when training starts, for an inner trainer that
     averages.

@@ -19,6 +19,7 @@ Trainers = dict[str, AbstractTrainer]
 States = dict[str, Any]
 METRICS = {"loss", "best", "failed", "evaluations", "lost"}
 """Of every step."""
+ENDINGS = ("the trainer of every part has come to its end",)
 
 
 def check_parts(owner: str, trainers: Trainers, labels: PyTree, taken: set[str] = METRICS) -> None:
@@ -29,6 +30,10 @@ def check_parts(owner: str, trainers: Trainers, labels: PyTree, taken: set[str] 
             f"`{owner}`: {sorted(taken & set(trainers))} are metrics of every step; call that part something else."
         )
     check_labels(owner, labels, trainers, what="trainers")
+
+
+def traceable(trainers: Trainers) -> bool:
+    return all(trainer.traceable for trainer in trainers.values())
 
 
 def keys_of(trainers: Trainers, key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:

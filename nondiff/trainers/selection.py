@@ -83,8 +83,9 @@ class Lexicase(AbstractSelection):
     by_case: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        if self.epsilon is not None and not 0 <= self.epsilon < float("inf"):
-            raise ValueError(f"`Lexicase(epsilon={self.epsilon})`: expected a number of at least 0, or `None`.")
+        number = isinstance(self.epsilon, int | float) and not isinstance(self.epsilon, bool)
+        if self.epsilon is not None and not (number and 0 <= self.epsilon < float("inf")):
+            raise ValueError(f"`Lexicase(epsilon={self.epsilon!r})`: expected a number of at least 0, or `None`.")
 
     def __call__(self, losses: Array, n: int, *, key: Key[Array, ""]) -> Array:
         by_case = losses.T
@@ -121,6 +122,11 @@ class DALex(AbstractSelection):
       weight is on a few cases). Those that are equal have equal chances.
 
     **Raises** `ValueError` for a pressure that is not above 0.
+
+    >>> import jax
+    >>> losses = jnp.array([[0.0, 9.0], [9.0, 0.0], [4.0, 4.0]])  # the third has the best mean
+    >>> sorted(set(DALex()(losses, 20, key=jax.random.key(0)).tolist()))
+    [0, 1]
     """
 
     pressure: float = eqx.field(static=True, default=20.0)

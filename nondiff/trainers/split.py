@@ -3,7 +3,7 @@
 All parts ask in the same step and are answered together, each seeing the others' leaves as they were at its start.
 Three examples:
 - a network by `Backprop` through an estimator, the affine head behind the program by `OpenES`;
-- the tokens of a program by `Genetic`, its constants by `Backprop`;
+- options of an architecture by `Genetic`, the weights by `Backprop`;
 - an encoder by one optimizer, a decoder by another.
 """
 
@@ -48,7 +48,7 @@ class Split(AbstractTrainer[parts.States]):
 
     @property
     def traceable(self) -> bool:
-        return all(trainer.traceable for trainer in self.trainers.values())
+        return parts.traceable(self.trainers)
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> parts.States:
         return parts.begin(self.trainers, self.labels, params, domain, key)
@@ -69,7 +69,7 @@ class Split(AbstractTrainer[parts.States]):
 
     @property
     def endings(self) -> tuple[str, ...]:
-        return ("the trainer of every part has come to its end",)
+        return parts.ENDINGS
 
     def ended(self, state: parts.States) -> Any:
         return parts.ended(self.trainers, state)

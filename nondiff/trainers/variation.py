@@ -1,8 +1,8 @@
 """How programs vary: lines are changed, added and left out, and stretches of lines change places.
 
 Adding and leaving out are those of Helmuth, McPhee & Spector, 2018, "Program Synthesis using Uniform Mutation by
-Addition and Deletion" (https://doi.org/10.1145/3205455.3205603): everywhere at the same rates, so that size has no
-drift.
+Addition and Deletion" (https://doi.org/10.1145/3205455.3205603): everywhere at rates that leave the size as it is, but
+for new lines that happen to be empty, so programs shrink a little.
 """
 
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def change(lines: Lines, domain: Code, rate: Float[Array, ""], *, key: Key[Array
 
 def add_and_delete(lines: Lines, domain: Code, rate: Float[Array, ""], *, key: Key[Array, ""]) -> Lines:
     """A new line before or after every line with probability `rate`, then every line is left out with probability
-    `rate / (1 + rate)`. Empty lines are left out as well; what does not fit at the end is lost."""
+    `rate / (1 + rate)`. Lines that were empty are left out as well; what does not fit at the end is lost."""
     k_add, k_side, k_new, k_delete = jr.split(key, 4)
     n = len(lines)
     new = domain.sample(lines, jnp.ones(()), key=k_new)
