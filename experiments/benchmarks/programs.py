@@ -11,8 +11,8 @@
 take turns; all must give the same values. Rates are of CPU time, all threads together, medians.
 
 `sort`: `experiments/learn_to_sort.py` with both sets of lines and lexicase selection; of `swap` also with tournaments,
-and with programs drawn at random. `solved` is how many seeds found a program that does all sixteen examples, `exact` how many of these sort all of
-1,000 unseen arrays ten times, and of 20 a hundred times, as long as the longest example.
+and with programs drawn at random. `solved` is how many seeds found a program that does all sixteen examples, `exact`
+how many of these sort all of 1,000 unseen arrays ten times, and of 20 a hundred times, as long as the longest example.
 
 `psb2`: eight problems in the manner of PSB2, with our own generators (`programs_psb2_tasks.py`), by down-sampled
 lexicase (`programs_psb2.py`). `solved` is how many runs found a program that does all of 1,200 unseen cases; a run that
