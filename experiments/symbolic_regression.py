@@ -60,7 +60,7 @@ EXACT = 1e-9
 class Config:
     """What can be chosen."""
 
-    formula: str = "I.18.4"
+    formula: str = "I.27.6"
     """Its name in the table."""
     noise: float = 0.0
     """Standard deviation, in units of the values' root mean square."""
