@@ -7,8 +7,14 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+import pytest
 
 import nondiff as nd
+
+
+def says(*parts: str) -> Any:
+    """The block raises `ValueError`, and its message has the parts, patterns, in this order."""
+    return pytest.raises(ValueError, match=".*".join(parts))
 
 
 def adam(rate: float = 0.1, steps: int = 200) -> optax.GradientTransformation:

@@ -18,7 +18,7 @@ import pytest
 
 import nondiff
 import nondiff.testing
-from nondiff.launch.load import on_path
+from nondiff.launch.load import load
 from nondiff.launch.main import COMMANDS
 from nondiff.launch.run import parse
 
@@ -80,7 +80,7 @@ def _check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         file = ROOT / words[2]
         assert file.is_file(), f"there is no {words[2]}"
         try:
-            parse(_load(file), words[2], words[3:])
+            parse(load(file, words[2]), words[2], words[3:])
         except SystemExit:
             pytest.fail(f"`{shlex.join(words)}` does not parse")
     elif words[0] == "nondiff":
@@ -106,16 +106,6 @@ def _check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         setup.read(ROOT / "setup.cfg")
         for extra in words[2][2:-1].split(","):
             assert extra in setup["options.extras_require"], f"there is no extra `{extra}`"
-
-
-def _load(file: Path) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(f"documented_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    with on_path(file.parent):
-        spec.loader.exec_module(module)
-    return module
 
 
 @each_page

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from helpers import says
 
 import nondiff as nd
 from nondiff.core.step import init
@@ -386,10 +387,6 @@ def test_what_changes_nothing_is_left_out() -> None:
     assert program(short, jnp.array([21])).tolist() == [42]
 
 
-def says(*parts: str) -> Any:
-    return pytest.raises(ValueError, match=".*".join(parts))
-
-
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_input() -> None:
     r = {"r": nd.Cells(2)}
@@ -647,6 +644,8 @@ def test_wrong_searches() -> None:
     seeds = jax.vmap(program.init)(jr.split(jr.key(0), 8))
     with says("there are 8 seeds"):
         nd.fit(problem, nd.GeneticProgramming(population=8, seeds=seeds), steps=1, key=jr.key(0))
+    most = nd.GeneticProgramming(population=9, seeds=seeds, mutate=lambda params, key: params)
+    assert nd.fit(problem, most, steps=1, key=jr.key(0)).evaluations == 9
     for wrong, *parts in [
         (nd.Genome(seeds.code[:, :2]), r"\[8, 2, 3\]", "an axis of programs first"),
         (nd.Genome(seeds.code[0]), "an axis of programs first"),

@@ -12,15 +12,14 @@ import pytest
 import sympy
 
 import nondiff as nd
-from nondiff.launch.load import load, on_path
+from nondiff.launch.load import load
 
 FILE = pathlib.Path(__file__).parents[1] / "experiments" / "symbolic_regression.py"
 
 
 @pytest.fixture(scope="module")
 def regression() -> Any:
-    with on_path(FILE.parent):
-        return load(FILE, FILE.name)
+    return load(FILE, FILE.name)
 
 
 def test_equations_have_their_variables_and_values(regression: Any) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 import sympy
 
 import nondiff as nd
-from nondiff.launch.load import load, on_path
+from nondiff.launch.load import load
 
 FILE = pathlib.Path(__file__).parents[1] / "symbolic_regression.py"
 METHODS = ("nondiff", "nondiff, 10 times", "gplearn", "gplearn, scaled")
@@ -35,8 +35,7 @@ METHODS = ("nondiff", "nondiff, 10 times", "gplearn", "gplearn, scaled")
 
 @functools.cache
 def experiment() -> Any:
-    with on_path(FILE.parent):
-        return load(FILE, FILE.name)
+    return load(FILE, FILE.name)
 
 
 def names() -> list[str]:

@@ -39,13 +39,15 @@ def find(name: str) -> Path:
 
 
 def load(path: Path, name: str) -> ModuleType:
-    """Import the file, under a name that no other file has and that is the same in every process."""
+    """Import the file, under a name that no other file has and that is the same in every process. It may import its
+    neighbours."""
     unique = f"{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(unique, path)
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = sys.modules[unique] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with on_path(path.parent):
+            spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[unique]
         if isinstance(error, ModuleNotFoundError) and is_missing(error):

@@ -2,8 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from nondiff.core.checks import check_count
+
+
+def are_texts(x: object) -> TypeGuard[Sequence[str]]:
+    """Several texts, and not one, which is a sequence as well?"""
+    return isinstance(x, Sequence) and not isinstance(x, str) and all(isinstance(text, str) for text in x)
 
 
 class Bank:
@@ -45,11 +51,7 @@ class Cells(Bank):
             check_count("Cells", "start", start, least=0)
             start = ["0"] * start
         for name, texts in (("start", start), ("fixed", self.fixed)):
-            if (
-                isinstance(texts, str)
-                or not isinstance(texts, Sequence)
-                or not all(isinstance(text, str) for text in texts)
-            ):
+            if not are_texts(texts):
                 raise ValueError(f"`Cells({name}={texts!r})`: expected expressions as texts, one for each cell.")
             object.__setattr__(self, name, tuple(texts))
         if not self.size:
@@ -125,7 +127,7 @@ class Lists(Bank):
         if isinstance(start, int):
             check_count("Lists", "start", start)
             start = ["[]"] * start
-        if isinstance(start, str) or not start or not all(x == "[]" or _is_name(x) for x in start):
+        if not are_texts(start) or not start or not all(x == "[]" or x.isidentifier() for x in start):
             raise ValueError(f'`Lists(start={start!r})`: expected, for each place, the name of an input or "[]".')
         object.__setattr__(self, "start", tuple(start))
         check_count("Lists", "capacity", self.capacity)
@@ -141,10 +143,6 @@ class Lists(Bank):
     @property
     def size(self) -> int:
         return len(self.texts)
-
-
-def _is_name(x: object) -> bool:
-    return isinstance(x, str) and x.isidentifier()
 
 
 @dataclasses.dataclass(frozen=True)

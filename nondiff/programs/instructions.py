@@ -3,11 +3,12 @@
 import ast
 import functools
 import keyword
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nondiff.programs.banks import Bank, Cells, Constants, Lists, Memory
+from nondiff.programs.banks import Bank, Cells, Constants, Lists, Memory, are_texts
 from nondiff.programs.line import (
     BEGIN,
     FLAGS,
@@ -62,14 +63,17 @@ class Instructions:
         *,
         operands: tuple[int, int] | None = None,
     ):
-        if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
+        if not are_texts(lines):
             raise ValueError(f"`Instructions(lines={lines!r})`: expected a list of lines, each of them a text.")
         if not isinstance(banks, Mapping) or not banks or not isinstance(result, str):
             raise ValueError(
                 f"`Instructions(banks={banks!r}, result={result!r})`: expected banks by name, one or more, such as "
                 "{'r': Cells(2)}, and an expression as text."
             )
-        if operands is not None and not (len(operands) == 2 and all(isinstance(n, int) and n > 0 for n in operands)):
+        pair = (
+            isinstance(operands, tuple) and len(operands) == 2 and all(isinstance(n, int) and n > 0 for n in operands)
+        )
+        if operands is not None and not pair:
             raise ValueError(
                 f"`Instructions(operands={operands!r})`: expected how many values `a` and `b` take, two whole numbers "
                 "of 1 or more."
@@ -94,8 +98,8 @@ class Instructions:
                 check_no_whole_bank(line.value, self.banks, f"the line {line.text!r}")
             self._check_targets(line)
         self.sizes = (1 + len(self.lines), *(operands or self._operands()))
-        if self.sizes[0] * self.sizes[1] * self.sizes[2] > 2**24 or min(self.sizes) < 1:
-            raise ValueError(f"`Instructions`: {self.sizes} lines and operands; expected 1 or more, not millions.")
+        if math.prod(self.sizes) > 2**24:
+            raise ValueError(f"`Instructions`: {self.sizes} lines and operands; expected fewer, not millions.")
         self.returned = expression(result)
         for part in self.returned.elts if isinstance(self.returned, ast.Tuple) else [self.returned]:
             if not isinstance(part, ast.Name):

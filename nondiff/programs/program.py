@@ -218,8 +218,8 @@ def _check_lines(instructions: Instructions) -> None:
         jax.eval_shape(run)
     except (TypeError, AttributeError, IndexError) as e:
         raise ValueError(
-            f"`Program`: lines, starts or the result of {instructions} cannot be computed. Are there whole banks where "
-            "single places belong, or floats as places?"
+            f"`Program`: lines, starts or the result of {instructions} cannot be computed. Are there several values "
+            "where one belongs?"
         ) from e
 
 

@@ -61,14 +61,13 @@ def step(
                 groups.setdefault(ast.unparse(target), []).append((target, here, value))
         for text, parts in groups.items():
             where = _any([here for _, here, _ in parts])
+            value = _pick([(here, value) for _, here, value in parts])
             if text in FLAGS:
-                flag = _pick([(here, value) for _, here, value in parts])
-                flags[text] = flags.get(text, jnp.zeros((), bool)) | (flag & where & running)
+                flags[text] = flags.get(text, jnp.zeros((), bool)) | (value & where & running)
                 continue
             target = parts[0][0]
             assert isinstance(target, ast.Subscript)
             bank = bank_of(target)
-            value = _pick([(here, value) for _, here, value in parts])
             place = lanes.place(bank, as_number(lanes.value(target.slice)))
             where = where & running
             kind = instructions.banks[bank]

@@ -46,8 +46,7 @@ class GeneticProgramming(AbstractTrainer[_State]):
     - `add`: expected added lines of a child, and nearly as many are left out, above 0 (default 0.5).
     - `scale`: size of a step of constants: absolute, or a share of the range where that is bounded (default 0.1).
     - `seeds`: programs to start from, parameters with an axis of programs first, such as
-      `jax.vmap(program.init)(keys)`; the population holds them besides the
-      starting point and random ones.
+      `jax.vmap(program.init)(keys)`; the population holds them besides the starting point and random ones.
     - `mutate`: a change of your own, `mutate(params, key) -> params`, applied to every child last, compiled with it.
     - `islands`: parts of the population that only know themselves (default 1), of equal size; `migrate_every` steps
       (default 10) the best of each also goes to the next one.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
-from nondiff.core.checks import check_count, check_positive
+from nondiff.core.checks import check_count, check_number, check_positive
 from nondiff.core.query import Evaluation
 
 
@@ -83,9 +83,8 @@ class Lexicase(AbstractSelection):
     by_case: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        number = isinstance(self.epsilon, int | float) and not isinstance(self.epsilon, bool)
-        if self.epsilon is not None and not (number and 0 <= self.epsilon < float("inf")):
-            raise ValueError(f"`Lexicase(epsilon={self.epsilon!r})`: expected a number of at least 0, or `None`.")
+        if self.epsilon is not None:
+            check_number("Lexicase", "epsilon", self.epsilon, example=0.0)
 
     def __call__(self, losses: Array, n: int, *, key: Key[Array, ""]) -> Array:
         by_case = losses.T
