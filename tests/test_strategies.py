@@ -17,7 +17,6 @@ from jax.extend.core import jaxprs_in_params
 
 import nondiff as nd
 from nondiff import BlackBox, Real
-from nondiff.arrays import normals
 from nondiff.core import chunk as chunking
 from nondiff.core.evaluator import chunk_of
 from nondiff.core.step import keys
@@ -400,24 +399,6 @@ def test_second_sums_estimate_the_slope_along_the_logarithm_of_sigma(rank: int |
     else:
         assert_mean(second.rows / 2000, slopes.sum(1) / rank, 0.2)
         assert_mean(second.columns / 2000, slopes.sum(0) / rank, 0.2)
-
-
-# Numbers
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 7, 1000])
-def test_normals_are_those_of_jax_bit_by_bit(n: int) -> None:
-    root = jr.key(11)
-    many = jnp.stack([*jr.split(root, 2), jr.fold_in(root, 0), jr.fold_in(root, 2**32 - 1)])
-    want = np.stack([np.asarray(jr.normal(k, (n,), jnp.float32)) for k in many])
-    got = jax.jit(jax.vmap(lambda k: normals(k, n)))(many)
-    assert got.dtype == jnp.float32 and got.shape == (4, n)
-    np.testing.assert_array_equal(got, want)
-    np.testing.assert_array_equal(jax.jit(lambda k: normals(k, n))(many[3]), want[3])
-
-
-def test_normals_without_jit() -> None:
-    np.testing.assert_array_equal(normals(jr.key(1), 7), jr.normal(jr.key(1), (7,)))
 
 
 # Memory
@@ -930,8 +911,3 @@ def test_best_keeps_the_type_of_the_parameters() -> None:
     assert nd.fit(problem, nd.Best(inner), steps=1, key=jr.key(0)).params.dtype == jnp.bfloat16
     with pytest.raises(RuntimeError, match="below what bfloat16 can add"):  # the centre's type is the coarser one
         nd.init(problem, nd.OpenES(SGD, sigma=1e-3, population=4, compute_dtype=jnp.float32), key=jr.key(0))
-
-
-def test_normals_of_another_generator_are_its_own() -> None:
-    key = jr.key(0, impl="rbg")
-    np.testing.assert_array_equal(normals(key, 9), jr.normal(key, (9,), jnp.float32))

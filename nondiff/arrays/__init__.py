@@ -1,7 +1,6 @@
-"""Arrays with a low-rank perturbation, which any JAX function takes, and the random numbers for them."""
+"""Arrays with a low-rank perturbation, which any JAX function takes."""
 
 from nondiff.arrays.interpret import interpret as interpret
 from nondiff.arrays.low_rank import LowRank as LowRank
 from nondiff.arrays.low_rank import factors as factors
 from nondiff.arrays.low_rank import halves as halves
-from nondiff.arrays.normals import normals as normals

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from nondiff.arrays import normals
+from nondiff.core import words
 from nondiff.core.checks import check_count, check_number, check_positive
 from nondiff.core.domain import Leaf
 from nondiff.core.exact import exactly, namespace
@@ -179,9 +178,9 @@ def _recent(n: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _noise(key: Key[Array, ""], population: int, n: int) -> tuple[Float[Array, "pop n"], Key[Array, " pop"]]:
-    k_noise, k_evaluation = jr.split(key)
-    # Common random numbers: members are compared.
-    return normals(k_noise, population * n).reshape(population, n), jnp.broadcast_to(k_evaluation, (population,))
+    k_noise, k_evaluation = words.split(key)
+    noise = words.normal(words.words(k_noise, population * n)).reshape(population, n)
+    return noise, jnp.broadcast_to(k_evaluation, (population,))  # common random numbers: members are compared
 
 
 def _told(

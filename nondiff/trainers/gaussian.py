@@ -13,7 +13,6 @@ A member that is built as an array, for Python code or as a result, is `build`'s
 A model that runs on the factors (`apply`) rounds differently in its last bits.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,11 +20,11 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Key, PyTree, UInt
 
-from nondiff.arrays import LowRank, factors, halves, interpret, normals
+from nondiff.arrays import LowRank, factors, halves, interpret
+from nondiff.core import words
 from nondiff.core.domain import Real
 from nondiff.core.population import AbstractSampler
 from nondiff.core.problem import Params
@@ -92,13 +91,13 @@ class Gaussian(AbstractSampler):
         return each.pair.size * needed <= HELD
 
     def draw(self, shared: Shared, each: Each) -> PyTree:
-        return self._noise(jr.fold_in(shared.key, each.pair), shared.centre), each.sign
+        return self._noise(words.fold_in(shared.key, each.pair), shared.centre), each.sign
 
     def draws(self, shared: Shared, each: Each) -> PyTree:
         n = each.pair.shape[0]
         if not self._paired(n):
             return jax.vmap(lambda e: self.draw(shared, e))(each)
-        noise = jax.vmap(lambda p: self._noise(jr.fold_in(shared.key, p), shared.centre))(each.pair[::2])
+        noise = jax.vmap(lambda p: self._noise(words.fold_in(shared.key, p), shared.centre))(each.pair[::2])
         return jtu.tree_map(lambda x: jnp.repeat(x, 2, 0), noise), each.sign
 
     def build(self, shared: Shared, drawn: PyTree) -> Params:
@@ -152,10 +151,9 @@ class Gaussian(AbstractSampler):
         """Standard normals, in one flat draw: a call of the generator costs more than a small leaf."""
         shapes = self._shapes(centre)
         leaves, treedef = jtu.tree_flatten(shapes)
-        ends = list(itertools.accumulate(x.size for x in leaves))
-        flat = normals(key, ends[-1] if ends else 0)
-        cut = [flat[end - x.size : end].reshape(x.shape).astype(x.dtype) for x, end in zip(leaves, ends, strict=True)]
-        return treedef.unflatten(cut)
+        flat = words.normal(words.words(key, sum(x.size for x in leaves)))
+        parts = words.cut(flat, [x.shape for x in leaves])
+        return treedef.unflatten([part.astype(x.dtype) for part, x in zip(parts, leaves, strict=True)])
 
     def _shapes(self, centre: Params) -> PyTree:
         return jtu.tree_map(lambda x: noise_shape(x, self.rank), centre)
