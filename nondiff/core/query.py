@@ -78,6 +78,10 @@ class Query:
     due: Bool[Array, ""] | None = None
     """Is it asked now? Default `None`: at every step. Where it is not, nothing is evaluated; its answer is `None`, or
     within a compiled step NaN for every member. An evaluator never sees it."""
+    turns: tuple[tuple[int, int], ...] = eqx.field(static=True, default=())
+    """Where `due` says whose turn it is: for each trainer whose parts take turns, the outermost first, how many levels
+    of the tree of queries it stands above this query, and the number of the turn. Of one trainer's turns exactly one is
+    due. Default: none, `due` depends on nothing else (`nondiff.core.turns`)."""
     wants: Wants = eqx.field(static=True, default=Wants())
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from nondiff.core.query import Evaluation, Query, Rows, answered, answers, is_qu
 from nondiff.core.record import record
 from nondiff.core.trainer import AbstractTrainer, Metrics
 from nondiff.core.tree import barrier, fresh, is_traced, map_named, select
+from nondiff.core.turns import due_sets, dues
 
 
 @record
@@ -114,8 +115,8 @@ def step(
     answer = seam(evaluate(evaluator, problem, query, batch))
     new, metrics = tell(trainer, state.trainer, query, answer, k_tell)
     # A far evaluator leaves out what is not due; a compiled one cannot, and says NaN.
-    dues = [q.due if evaluator.traceable else None for q, _ in answered(query, answer)]
-    remembered = absorb(problem, state.problem, batch, answer, dues, metrics["lost"])
+    when = dues(query) if evaluator.traceable else []
+    remembered = absorb(problem, state.problem, batch, answer, when, metrics["lost"])
     return TrainState(state.step + 1, state.key, new, remembered), metrics
 
 
@@ -134,7 +135,7 @@ def _draw(problem: AbstractProblem, state: Any, key: Key[Array, ""]) -> Batch:
     return type(problem).batch(problem, state, key=key)
 
 
-def _absorb(problem: AbstractProblem, state: Any, batch: Batch, answer: PyTree, dues: list[Any], lost: Any) -> Any:
+def _absorb(problem: AbstractProblem, state: Any, batch: Batch, answer: PyTree, when: list[Any], lost: Any) -> Any:
     every = [a.aux for a in answers(answer)]
 
     def absorbed(aux: list[PyTree]) -> Any:
@@ -143,17 +144,10 @@ def _absorb(problem: AbstractProblem, state: Any, batch: Batch, answer: PyTree, 
         aux = jtu.tree_map(lambda *xs: jnp.concatenate([jnp.asarray(x) for x in xs]), *aux)
         return type(problem).absorb(problem, state, aux, batch)
 
-    turns = [i for i, due in enumerate(dues) if due is not None]
-    if not turns or not jtu.tree_leaves(every):
+    if all(due is None for due in when) or not jtu.tree_leaves(every):
         return _unless(lost, absorbed(every), state)
-
-    def those(number: int) -> list[PyTree]:
-        """What is always asked about, and the `turns` whose bits are set in a number."""
-        absent = {i for place, i in enumerate(turns) if not number >> place & 1}
-        return [aux for i, aux in enumerate(every) if i not in absent]
-
-    now = sum((dues[i].astype(jnp.int32) << place for place, i in enumerate(turns)), jnp.zeros((), jnp.int32))
-    new = jax.lax.switch(now, [functools.partial(absorbed, those(n)) for n in range(2 ** len(turns))])
+    sets, now = due_sets(when)
+    new = jax.lax.switch(now, [functools.partial(absorbed, [every[i] for i in places]) for places in sets])
     return _unless(lost, new, state)
 
 

@@ -19,8 +19,9 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from nondiff.core import calls
 from nondiff.core.checks import check_count
 from nondiff.core.problem import Params
-from nondiff.core.query import Evaluation, Query, answers, map_queries
+from nondiff.core.query import Evaluation, Query, answers, is_query
 from nondiff.core.trainer import AbstractTrainer, Metrics
+from nondiff.core.turns import ALONE
 from nondiff.trainers import parts
 
 
@@ -84,11 +85,16 @@ class Alternate(AbstractTrainer[_State]):
     def ask(self, state: _State, *, key: Key[Array, ""]) -> dict[str, PyTree[Query]]:
         query = parts.ask(self.trainers, state.parts, key)
 
-        def in_turn(name: str, q: Query) -> Query:
-            due = self._due(name, state)
-            return dataclasses.replace(q, due=due if q.due is None else due & q.due)
+        names = [name for name, _ in self.steps]
 
-        return {name: map_queries(lambda q, name=name: in_turn(name, q), asked) for name, asked in query.items()}
+        def in_turn(path: tuple[Any, ...], q: Query) -> Query:
+            name = path[0].key
+            due, turn = self._due(name, state), (len(path), names.index(name))
+            if q.due is None:
+                return dataclasses.replace(q, due=due, turns=(turn,))
+            return dataclasses.replace(q, due=due & q.due, turns=(turn, *(q.turns or (ALONE,))))
+
+        return jtu.tree_map_with_path(in_turn, query, is_leaf=is_query)
 
     def tell(
         self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
