@@ -1,9 +1,19 @@
-"""A population is a recipe: its size does not show in memory."""
+"""A population is a recipe: its size does not show in memory; and a fit that is over is forgotten."""
 
+import gc
 import subprocess
 import sys
+import weakref
+from typing import Any
 
+import jax.numpy as jnp
+import jax.random as jr
+import optax
 import pytest
+
+import nondiff as nd
+from nondiff.core.compiled import KEPT, compiled
+from nondiff.testing import count_compilations
 
 CODE = """
 import resource, sys
@@ -34,3 +44,56 @@ def test_open_es_on_a_million_parameters() -> None:
     assert out.returncode == 0, out.stderr
     print(f"peak resident memory above import: {float(out.stdout):.2f} GiB")
     assert float(out.stdout) <= 1.4
+
+
+def test_a_fit_that_is_over_is_forgotten() -> None:
+    """Problem, function and program are gone when as many others have followed as are kept."""
+    trainer = nd.OpenES(optax.sgd(0.1), sigma=0.1, population=4)
+
+    def fitted(target: float) -> Any:
+        def loss(x: Any) -> Any:
+            return jnp.sum((x - target) ** 2)
+
+        nd.fit(nd.BlackBox(loss, jnp.zeros(2)), trainer, steps=2, key=jr.key(0))
+        return weakref.ref(loss)
+
+    functions = [fitted(float(i)) for i in range(KEPT + 2)]
+    gc.collect()
+    assert [f() is None for f in functions] == [True] * 2 + [False] * KEPT
+
+
+def test_programs_are_found_again_and_the_oldest_is_made_again() -> None:
+    made: list[str] = []
+
+    def add(x: Any, name: str) -> Any:
+        made.append(name)
+        return x + 1, name
+
+    call = compiled(add)
+    for _ in range(2):
+        assert [call(jnp.ones(()), str(i))[1] for i in range(KEPT)] == list(map(str, range(KEPT)))
+    assert len(made) == KEPT
+    call(jnp.ones(()), "one more")
+    call(jnp.ones(()), "0")
+    assert made[KEPT:] == ["one more", "0"]
+
+
+def test_numbers_that_are_equal_and_of_another_kind_are_not_the_same() -> None:
+    call = compiled(lambda x, n: x + n)
+    assert [call(jnp.ones((), jnp.int32), n).dtype for n in (1, 1.0)] == [jnp.int32, jnp.float32]
+
+
+def test_what_may_be_overwritten_is_all_but_the_first_argument() -> None:
+    call = compiled(lambda a, b: (a + b["x"], b["n"]), donate=True)
+    a, b = jnp.ones(3), jnp.ones(3)
+    assert call(a, {"x": b, "n": 4})[1] == 4
+    assert b.is_deleted() and not a.is_deleted()
+
+
+def test_an_equal_fit_compiles_nothing() -> None:
+    problem = nd.BlackBox(lambda x: jnp.sum(x**2), jnp.zeros(2))
+    trainer = nd.OpenES(optax.sgd(0.1), sigma=0.1, population=4)
+    first = nd.fit(problem, trainer, steps=2, key=jr.key(0))
+    with count_compilations() as made:
+        again = nd.fit(problem, trainer, steps=2, key=jr.key(0))
+    assert not made and jnp.array_equal(first.params, again.params)

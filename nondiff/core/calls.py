@@ -6,10 +6,10 @@ Uncompiled it would be slow, and meet NumPy's 64 bits (`nondiff.core.exact`), wh
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 from jaxtyping import Array, Key, PyTree
 
+from nondiff.core.compiled import compiled
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query
 from nondiff.core.trainer import AbstractTrainer, Metrics
@@ -42,16 +42,16 @@ def _alone(trainer: AbstractTrainer, key: Key[Array, ""]) -> bool:
     return trainer.traceable and not is_traced(key)
 
 
-@eqx.filter_jit
+@compiled
 def _begun(trainer: AbstractTrainer, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> Any:
     return trainer.init(params, domain, key=key)
 
 
-@eqx.filter_jit
+@compiled
 def _asked(trainer: AbstractTrainer, state: Any, *, key: Key[Array, ""]) -> PyTree[Query]:
     return trainer.ask(state, key=key)
 
 
-@eqx.filter_jit
+@compiled
 def _told(trainer: AbstractTrainer, state: Any, query: Any, answer: Any, *, key: Key[Array, ""]) -> tuple[Any, Metrics]:
     return trainer.tell(state, query, answer, key=key)

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from nondiff.core.chunk import fitting
+from nondiff.core.compiled import shapes_of
 from nondiff.core.exact import exactly, is_exact
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Query
-from nondiff.core.tree import is_arrayish
 
 
 class AbstractEvaluator(eqx.Module):
@@ -120,10 +120,7 @@ def chunks_of(
     problem: AbstractProblem, evaluator: AbstractEvaluator, query: PyTree[Query], batch: Batch
 ) -> tuple[int, ...]:
     """`evaluator.chunks` of arrays or of shapes alone; what it traces is dropped."""
-    dynamic, static = eqx.partition((problem, query, batch), is_arrayish)
-    found: list[int] = []
-    jax.eval_shape(lambda dynamic: found.extend(evaluator.chunks(*eqx.combine(dynamic, static))), dynamic)
-    return tuple(found)
+    return tuple(shapes_of(type(evaluator).chunks, evaluator, problem, query, batch))
 
 
 def chunk_of(problem: AbstractProblem, query: Query, batch: Batch) -> int:

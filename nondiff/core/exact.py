@@ -16,46 +16,35 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
+from nondiff.core.compiled import apart, programs_of, whole
 from nondiff.core.tree import is_key, is_traced
 
-ARRAYS = jax.Array, np.ndarray, np.generic
+KEPT = 64
+"""Programs kept of one function: these are small, and one is made for each domain, among other things."""
 
 
 def exactly(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, compiled; in 64 bits if an argument holds such a NumPy array, and then its results are NumPy's, too.
 
-    What is no array among the leaves of the arguments is static, as for `equinox.filter_jit`. This calls sooner: trees
-    are taken apart once, on the way in, and put together once.
+    What is no array among the leaves of the arguments is static, as for `nondiff.core.compiled`.
 
     >>> import numpy as np
     >>> third = exactly(lambda x: x / 3)
     >>> print(third(np.array(1.0)), third(np.float32(1.0)))
     0.3333333333333333 0.33333334
     """
-
-    @functools.cache
-    def compiled(treedef: Any, static: tuple[Any, ...]) -> Callable[..., Any]:
-        def flat(*arrays: Any) -> tuple[list[Any], _Tree]:
-            these = iter(arrays)
-            args, kwargs = treedef.unflatten([next(these) if x is _ARRAY else x for x in static])
-            leaves, shape = jtu.tree_flatten(fn(*args, **kwargs))
-            return leaves, _Tree(shape)
-
-        return jax.jit(flat)
+    programs = programs_of(fn, KEPT)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
-        leaves, treedef = jtu.tree_flatten((args, kwargs))
-        arrays = [x for x in leaves if isinstance(x, ARRAYS)]
-        run = compiled(treedef, tuple(_ARRAY if isinstance(x, ARRAYS) else x for x in leaves))
+        arrays, key = apart((args, kwargs))
+        program = programs(*key)
         if jax.config.jax_enable_x64 or not any(map(_is_exact, arrays)):  # pyright: ignore[reportAttributeAccessIssue]
-            found, tree = run(*arrays)
-        else:
-            with jax.enable_x64(True):
-                found, tree = run(*arrays)
-            # What is part of a program that is being traced stays so.
-            found = [x if is_key(x) or is_traced(x) else np.asarray(x) for x in found]
-        return tree.treedef.unflatten(found)
+            return whole(*program(arrays, []))
+        with jax.enable_x64(True):
+            found, rest = program(arrays, [])
+        # What is part of a program that is being traced stays so.
+        return whole([x if is_key(x) or is_traced(x) else np.asarray(x) for x in found], rest)
 
     return call
 
@@ -74,24 +63,3 @@ def is_exact(tree: PyTree) -> bool:
 
 def _is_exact(x: Any) -> bool:
     return isinstance(x, np.ndarray | np.generic) and x.dtype == np.float64
-
-
-class _Array:
-    """Stands for an array among static leaves."""
-
-
-_ARRAY = _Array()
-
-
-@jtu.register_static
-class _Tree:
-    """A structure without leaves, so that a compiled function can return it."""
-
-    def __init__(self, treedef: Any):
-        self.treedef = treedef
-
-    def __hash__(self) -> int:
-        return hash(self.treedef)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Tree) and self.treedef == other.treedef

@@ -17,6 +17,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
+from nondiff.core.compiled import compiled
 from nondiff.core.domain import check_inside, complete
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.exact import exactly
@@ -52,7 +53,7 @@ def init(problem: AbstractProblem, trainer: AbstractTrainer, *, key: Key[Array, 
     domain = complete(problem.domain(params), params)
     check_inside(params, domain)
     # Compiled as one: many small operations, one by one, are slow.
-    start = eqx.filter_jit(_start) if trainer.traceable else _start
+    start = _started if trainer.traceable else _start
     state = start(trainer, params, domain, k_trainer)
     state = TrainState(jnp.zeros((), jnp.int32), k_root, state, problem.init_state(key=k_problem))
     return own(problem, trainer, state)
@@ -67,6 +68,9 @@ def own(problem: AbstractProblem, trainer: AbstractTrainer, state: TrainState) -
 
 def _start(trainer: AbstractTrainer, params: Any, domain: PyTree, key: Key[Array, ""]) -> Any:
     return trainer.init(params, domain, key=key)
+
+
+_started = compiled(_start)
 
 
 def _array(name: str, leaf: Any) -> Array | np.ndarray:
@@ -104,7 +108,7 @@ def step(
     about one piece did not fail: their trainer goes on without the others.
     """
     # Three seams, the same bits on both sides: XLA must not fuse across the lines where a far evaluator is cut off.
-    seam, jit = (barrier, _same) if _all_traceable(problem, trainer, evaluator) else (_same, eqx.filter_jit)
+    seam, jit = (barrier, _same) if _all_traceable(problem, trainer, evaluator) else (_same, _COMPILED.__getitem__)
     ask, tell = (jit(_ask), jit(_tell)) if trainer.traceable else (_ask, _tell)
     draw, absorb = (jit(_draw), jit(_absorb)) if problem.traceable else (_draw, _absorb)
     k_batch, k_ask, k_tell = keys(state)
@@ -226,3 +230,6 @@ def _measured(here: Any, rows: list[Rows | None], losses: list[Any], moved: list
 
 
 _measured_by_jax = exactly(functools.partial(_measured, jnp))
+
+
+_COMPILED = {fn: compiled(fn) for fn in (_draw, _ask, _evaluate, _tell, _absorb)}

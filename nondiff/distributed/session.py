@@ -6,13 +6,13 @@ import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
+from nondiff.core.compiled import compiled
 from nondiff.core.evaluator import AbstractEvaluator, about, together
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Query, is_query
@@ -141,7 +141,7 @@ class Session:
         return jtu.tree_map(lambda *xs: functools.reduce(np.add, xs, np.zeros_like(xs[0])), *parts)
 
 
-@eqx.filter_jit
+@compiled
 def _near(local: AbstractEvaluator, problem: AbstractProblem, query: Query, batch: Batch) -> Evaluation:
     return local.evaluate(problem, query, batch)
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from nondiff.core.checks import check_count
+from nondiff.core.compiled import compiled
 from nondiff.core.evaluator import AbstractEvaluator, about, together
 from nondiff.core.exact import exactly
 from nondiff.core.population import Population
@@ -97,7 +98,7 @@ def _computed(query: Query, batch: Batch, keys: Any, start: int, n: int) -> PyTr
     return jtu.tree_map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *parts)
 
 
-@eqx.filter_jit
+@compiled
 def _sub_step(compute: Any, shared: PyTree, own: PyTree, batch: Batch, key: Any) -> PyTree:
     return compute(shared, own, batch, key)
 

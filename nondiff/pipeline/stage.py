@@ -13,6 +13,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from nondiff.core.compiled import compiled
 from nondiff.core.late import keys_of
 from nondiff.core.message import Handed, Mail, Message, Now
 from nondiff.core.module import Module
@@ -170,7 +171,7 @@ class Stage:
         self._silence = self.put(parts.silence)
         state = own(parts.problem, parts.trainer, state)
         self._arrays, self._form = apart(self.put(state) if parts.trainer.traceable else state)
-        self._compiled = compiled(self._fixed_form, self._form, how) if how.compiled else None
+        self._compiled = compiled_stage(self._fixed_form, self._form, how) if how.compiled else None
 
     def put(self, x: Any) -> Any:
         return x if self._device is None else jax.device_put(x, self._device)
@@ -193,7 +194,7 @@ class Stage:
 
 
 @functools.lru_cache(maxsize=64)
-def compiled(fixed_form: Form, form: Form, how: How) -> Callable[..., tuple[list[Array], Handed, Metrics]]:
+def compiled_stage(fixed_form: Form, form: Form, how: How) -> Callable[..., tuple[list[Array], Handed, Metrics]]:
     """`advance` of arrays alone; the same for stages that differ in nothing else."""
 
     def flat(fixed: list[Array], mail: Mail, arrays: list[Array]) -> tuple[list[Array], Handed, Metrics]:
@@ -227,7 +228,7 @@ def opened(problem: Supervised, params: Any, state: TrainState, mail: Mail) -> t
     return told, _remembering(state, room)
 
 
-@eqx.filter_jit
+@compiled
 def _handed(problem: Supervised, params: Any, told: Any, key: Key[Array, ""]) -> Handed:
     return problem.loss(params, told, key=key)[1]["handed"]
 

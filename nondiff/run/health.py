@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.random as jr
 from jaxtyping import Array, Key
 
 from nondiff.core.checks import check_count
+from nondiff.core.compiled import compiled
 from nondiff.core.estimator import AbstractEstimator, Rest
 from nondiff.core.problem import Params
 from nondiff.core.tree import is_key
@@ -89,7 +89,7 @@ class Health(AbstractCallback):
             rest, logits = probe(params)
             return health(rest, logits, via=via, key=key, samples=samples, tolerance=tolerance, limit=limit)
 
-        self._measured = eqx.filter_jit(measured)
+        self._measured = compiled(measured)
 
     def begin(self, moment: Moment) -> None:
         check_row("Health", self.every, moment)

@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 from jax.extend.core import jaxprs_in_params
 from jaxtyping import PyTree
 
+from nondiff.core.compiled import shapes_of
 from nondiff.core.evaluator import AbstractEvaluator, about, chunks_of
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Query, member_shape, queries
@@ -56,7 +57,7 @@ def preflight(
     if not problem.traceable:
         return Plan(False, False, None, chunks_of(problem, evaluator, question, batch))
     if batch is None:
-        batch = eqx.filter_eval_shape(problem.batch, state.problem, key=keys(state)[0])
+        batch = shapes_of(type(problem).batch, problem, state.problem, key=keys(state)[0])
     for query in asked:
         _check_loss(problem, query, batch)
     chunks = chunks_of(problem, evaluator, question, batch)
@@ -96,13 +97,11 @@ def _why(problem: AbstractProblem) -> str:
 
 def _check_loss(problem: AbstractProblem, query: Query, batch: Batch) -> None:
     member = eqx.combine(member_shape(query), query.others)
-    dynamic, static = eqx.partition((problem, member, batch, jax.random.key(0)), is_arrayish)
 
-    def loss(dynamic: PyTree) -> Any:
-        problem, member, batch, key = eqx.combine(dynamic, static)
+    def loss(problem: AbstractProblem, member: PyTree, batch: Batch, key: Any) -> Any:
         return problem.loss(member, about(problem, query, batch)[0], key=key)
 
-    out = jax.eval_shape(loss, dynamic)
+    out = shapes_of(loss, problem, member, batch, jax.random.key(0))
     name = type(problem).__name__
     if not (isinstance(out, tuple) and len(out) == 2 and hasattr(out[0], "shape")):
         raise ValueError(f"`{name}.loss` returned {jtu.tree_structure(out)}; expected `(loss, aux)`.")

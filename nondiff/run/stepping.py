@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array
 
+from nondiff.core.compiled import compiled
 from nondiff.core.step import TrainState, step
 from nondiff.estimators.opaque import last_failure
 from nondiff.run.batches import Source
@@ -188,6 +188,6 @@ def _several(fixed: tuple[Any, ...], state: TrainState, count: Array) -> tuple[T
     return jax.lax.while_loop(going, body, (jnp.zeros_like(count), jnp.asarray(False), state, log))[2:]
 
 
-_many = eqx.filter_jit(_several)
-_many_donating = eqx.filter_jit(lambda fixed, state, count: _several(fixed, state, count), donate="all-except-first")
-_one = eqx.filter_jit(step)
+_many = compiled(_several)
+_many_donating = compiled(_several, donate=True)
+_one = compiled(step)

@@ -1,0 +1,122 @@
+"""Compiled functions whose programs are forgotten again.
+
+`equinox.filter_jit` keeps each program that it ever made for as long as the process lives, and with it whatever the
+program was made for: a user's function, its problem, and some 10 MB a fit. Here only the programs that were used last
+are kept. Equal arguments still find theirs.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.tree_util as jtu
+import numpy as np
+
+ARRAYS = jax.Array, np.ndarray, np.generic
+
+KEPT = 6
+"""Programs kept of one function. A run has one of each; a few more serve those who go back and forth between problems,
+and all of them together are less than 70 MB."""
+
+
+def compiled(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., Any]:
+    """`fn`, compiled: traced in its arrays, JAX's and NumPy's, and static in whatever else its arguments hold.
+
+    **Arguments:**
+
+    - `donate`: whether `fn` may overwrite the arrays of all arguments but the first (default False).
+
+    Results may hold anything, too. A program is made for each structure and each value of what is static, as
+    `equinox.filter_jit` does, and the last `KEPT` of them are kept.
+
+    **Raises** `TypeError` for something static that has no hash.
+
+    >>> import jax.numpy as jnp
+    >>> scaled = compiled(lambda x, how: (x * how["by"], how["name"]))
+    >>> scaled(jnp.ones(2), {"by": 3.0, "name": "threefold"})
+    (Array([3., 3.], dtype=float32), 'threefold')
+    """
+    programs = programs_of(fn, KEPT)
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        arrays, key = apart((args, kwargs))
+        program = programs(*key)
+        if not donate:
+            return whole(*program(arrays, []))
+        n = sum(isinstance(x, ARRAYS) for x in jtu.tree_leaves(args[0]))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+            return whole(*program(arrays[:n], arrays[n:]))
+
+    return call
+
+
+def shapes_of(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`equinox.filter_eval_shape`, without handing JAX a tree that holds what is static: its caches would keep it."""
+    leaves, (treedef, static, _) = apart((args, kwargs), (*ARRAYS, jax.ShapeDtypeStruct))
+    rest: list[Rest] = []
+
+    def flat(leaves: list[Any]) -> list[Any]:
+        given, named = whole(leaves, Rest(treedef, static))
+        found, (treedef_out, static_out, _) = apart(fn(*given, **named))
+        rest[:] = [Rest(treedef_out, static_out)]
+        return found
+
+    return whole(jax.eval_shape(flat, leaves), rest[0])
+
+
+def programs_of(fn: Callable[..., Any], kept: int) -> Callable[..., Callable[..., tuple[list[Any], "Rest"]]]:
+    """What makes the program of a `key` that `apart` gives, or finds it among the last ones: a function of the arrays,
+    those that stay and those that may be overwritten."""
+
+    @functools.lru_cache(maxsize=kept)
+    def program(treedef: Any, static: tuple[Any, ...], kinds: tuple[type, ...]) -> Callable[..., Any]:
+        del kinds  # for the cache: 1, 1.0 and True are equal
+
+        def flat(staying: list[Any], donated: list[Any]) -> tuple[list[Any], Rest]:
+            arrays = iter([*staying, *donated])
+            args, kwargs = treedef.unflatten([next(arrays) if x is _ARRAY else x for x in static])
+            found, (treedef_out, static_out, _) = apart(fn(*args, **kwargs))
+            return found, Rest(treedef_out, static_out)
+
+        flat.__name__ = getattr(fn, "__name__", "flat")  # in what JAX logs
+        return jax.jit(flat, donate_argnums=1)
+
+    return program
+
+
+def apart(tree: Any, arrays: Any = ARRAYS) -> tuple[list[Any], tuple[Any, tuple[Any, ...], tuple[type, ...]]]:
+    """The arrays of a tree, and the rest of it: what has a hash."""
+    leaves, treedef = jtu.tree_flatten(tree)
+    static = tuple(_ARRAY if isinstance(x, arrays) else x for x in leaves)
+    return [x for x in leaves if isinstance(x, arrays)], (treedef, static, tuple(map(type, static)))
+
+
+def whole(arrays: list[Any], rest: "Rest") -> Any:
+    """The tree again."""
+    these = iter(arrays)
+    return rest.treedef.unflatten([next(these) if x is _ARRAY else x for x in rest.static])
+
+
+class _Array:
+    """Stands for an array among static leaves."""
+
+
+_ARRAY = _Array()
+
+
+@jtu.register_static
+class Rest:
+    """A tree without its arrays, so that a compiled function can return it."""
+
+    def __init__(self, treedef: Any, static: tuple[Any, ...]):
+        self.treedef, self.static = treedef, static
+
+    def __hash__(self) -> int:
+        return hash(self.treedef)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rest) and (self.treedef, self.static) == (other.treedef, other.static)
