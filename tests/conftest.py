@@ -7,7 +7,9 @@ import pathlib
 
 os.environ["NPROC"] = "1"  # XLA takes it for the number of cores; its flags for threads do not reach a matrix product
 # Most of the time is compilation, and half of that is of programs that another test has, too.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
+    pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.03"
 
 import gc

@@ -1,9 +1,13 @@
-"""Every benchmark runs to its end on a small scale, and what it counts is right. No test here reads a clock."""
+"""Every benchmark runs to its end on a small scale, and what it counts is right.
+
+How fast anything was is not judged: times agree with one another, and are parts of the whole.
+"""
 
 import json
 import pathlib
 import subprocess
 import sys
+import time
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,11 +18,12 @@ BENCHMARKS = pathlib.Path(__file__).parents[1] / "experiments" / "benchmarks"
 
 
 def bench(name: str, *arguments: str) -> dict[str, Any]:
-    """The last line of a benchmark."""
+    """The last line of a benchmark, and the seconds that all of it took."""
     command = [sys.executable, str(BENCHMARKS / name), "--json", *arguments]
+    start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1]) | {"whole": time.perf_counter() - start}
 
 
 def test_checkpoints() -> None:
@@ -30,7 +35,7 @@ def test_checkpoints() -> None:
     for row in rows.values():
         for damage in ("flips", "cuts"):
             assert sum(row[f"{damage}_{kind}"] for kind in ("detected", "harmless", "silent")) == 8
-        assert row["blocked_seconds"] > 0
+        assert 0 < 4 * row["blocked_seconds"] < found["whole"]
     assert rows["nondiff"]["flips_detected"] == rows["nondiff"]["cuts_detected"] == 8
     assert rows["equinox"]["flips_silent"] > 0
     assert rows["safetensors"]["flips_silent"] > 0
@@ -41,7 +46,9 @@ def test_command() -> None:
     assert found["statuses"] == {"running": 1, "killed": 1, "failed": 2, "stopped": 2, "finished": 14}
     commands = {row["command"] for row in found["rows"]}
     assert {"nondiff --help", "nondiff list", "nondiff show", "python -c 'import jax'"} <= commands
-    assert all(row["cpu_seconds"] > 0 and row["wall_seconds"] > 0 for row in found["rows"])
+    cpu = {row["command"]: row["cpu_seconds"] for row in found["rows"]}
+    assert cpu["nondiff --help"] < cpu["python -c 'import jax'"] < found["whole"]
+    assert 0 < sum(row["wall_seconds"] for row in found["rows"]) < found["whole"]
 
 
 def test_es_limit() -> None:
@@ -51,7 +58,9 @@ def test_es_limit() -> None:
     assert [row["rank"] for row in found["rows"]] == [1, None]
     for row in found["rows"]:
         assert (row["params"], row["population"], row["batch"], row["chunk"]) == (9610, 16, 8, 8)
-        assert row["ratio_wall"] > 0 and row["ratio_cpu"] > 0 and row["peak_mb"] > 0
+        assert row["ratio_wall"] == pytest.approx(row["seconds"] / row["limit_seconds"])
+        assert row["ratio_cpu"] == pytest.approx(row["cpu_seconds"] / row["limit_cpu_seconds"])
+        assert 0 < row["limit_seconds"] + row["seconds"] < found["whole"] and 100 < row["peak_mb"] < 10_000
 
 
 def test_es_limit_of_all_chunks() -> None:
@@ -79,21 +88,22 @@ def test_blackbox_functions() -> None:
 
 
 def test_blackbox_of_coco() -> None:
-    """Six groups of each suite, if the suites are installed."""
+    """Six groups of each suite."""
+    pytest.importorskip("cocoex", reason="coco-experiment, which [test] installs, is not there")
     small = ("--part=coco", "--dims=5", "--instances=1", "--budget=10")
     found = bench("blackbox.py", "--libraries=nondiff", *small)
-    if found["versions"]["coco-experiment"] == "not installed":
-        assert found["skipped"] == ["coco-experiment: not installed, skipped"]
-        return
+    assert not found["skipped"]
     assert [row["problems"] for row in found["rows"]] == [5, 4, 5, 5, 5, 24] * 2
-    assert all(0 <= row["area"] <= 1 for row in found["rows"])
+    assert all(0 < row["area"] < 0.5 for row in found["rows"]), "of 10 evaluations for each dimension"
 
 
 def test_blackbox_time() -> None:
     small = ("--part=time", "--cells=3/4", "--generations=2", "--turns=1")
-    rows = bench("blackbox.py", "--libraries=nondiff", *small)["rows"]
-    assert [row["library"] for row in rows] == ["nondiff", "nondiff x64"]
-    assert all((row["dim"], row["population"]) == (3, 4) and row["milliseconds"] > 0 for row in rows)
+    found = bench("blackbox.py", "--libraries=nondiff", *small)
+    assert [row["library"] for row in found["rows"]] == ["nondiff", "nondiff x64"]
+    for row in found["rows"]:
+        assert (row["dim"], row["population"], row["generations"]) == (3, 4, 2)
+        assert 1e-3 < 2 * row["milliseconds"] < 1e3 * found["whole"]
 
 
 @pytest.mark.slow
@@ -101,7 +111,9 @@ def test_blackbox_time() -> None:
 def test_ray_overhead() -> None:
     found = bench("ray_overhead.py", "--turns=1", "--generations=8", "--sizes=100")
     assert [row["workers"] for row in found["rows"]] == [0, 1, 2, 0, 1, 2, 2]
-    assert found["fixed_ms_per_generation"] > 0 and found["speedup_2_workers"] > 0
+    here, _, two, _, first, second, _ = (row["ms_per_generation"] for row in found["rows"])
+    assert found["fixed_ms_per_generation"] == two - here and found["speedup_2_workers"] == first / second
+    assert here < two, "messages take their time"
 
 
 def test_restarts() -> None:
@@ -196,13 +208,15 @@ def test_decoupled(tmp_path: pathlib.Path) -> None:
 def test_decoupled_copy() -> None:
     """A row for each task, window and signal; each has the runs of truncated backpropagation with its window."""
     words = "--windows", "2", "3", "--copy-seeds=1", "--copy-updates=60", "--copy-signals", "synthetic"
-    found = bench("decoupled.py", "--parts", "copy", *words)["copy"]
+    everything = bench("decoupled.py", "--parts", "copy", *words)
+    found = everything["copy"]
     cells = [(task, window) for task in ("copy", "repeat-copy") for window in (2, 3)]
     names = [(*cell, signal) for cell in cells for signal in ("none", "synthetic")]
     assert [(row["task"], row["window"], row["signal"]) for row in found] == names
     for truncated, synthetic in zip(found[::2], found[1::2], strict=True):
         assert synthetic["truncated"] == truncated["truncated"] == truncated["solved"]
-        assert len(synthetic["solved"]) == 1 and synthetic["seconds"] > 0
+        assert len(synthetic["solved"]) == 1
+    assert 0 < sum(row["seconds"] for row in found) < everything["whole"]
 
 
 @pytest.mark.slow
@@ -223,7 +237,8 @@ def test_admm() -> None:
     networks = {(row["task"], row["method"]): row for row in rows if "excess" not in row}
     assert [task for task, _ in networks] == 4 * ["ternary"] + 3 * ["98 %"] + 3 * ["digits"]
     for row in networks.values():
-        assert 0 < row["accuracy_min"] == row["accuracy_mean"] < 1 and row["seconds"] > 0
+        assert 0 < row["accuracy_min"] == row["accuracy_mean"] < 1
+    assert 0 < sum(row["seconds"] for row in networks.values()) < found["whole"]
     assert networks["digits", "LayerwiseADMM"]["accuracy_min"] > 0.8
 
 
@@ -235,7 +250,10 @@ def test_programs() -> None:
     engines = [row["engine"] for row in found["interpreter"]]
     assert engines[:4] == ["nondiff", "nondiff Together()", "nondiff Switch()", "numpy"]
     assert {"gplearn", "deap"} == {*engines[4:], *(line.split(":")[0] for line in found["skipped"])}
-    assert all(row["nodes_per_cpu_second"] > 0 for row in found["interpreter"])
+    own = found["interpreter"][0]
+    assert own["nondiff_times"] == 1 and 0 < own["wall_seconds"] < found["whole"]
+    for row in found["interpreter"]:
+        assert own["nodes_per_cpu_second"] / row["nodes_per_cpu_second"] == pytest.approx(row["nondiff_times"])
     (row,) = found["sort"]
     assert row["solved"] == row["exact"] == row["seeds"] == 1
     assert row["evaluations"][0] % 1024 == 0 and row["evaluations"][0] <= 300 * 1024

@@ -11,8 +11,9 @@ import re
 import shlex
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
@@ -29,10 +30,17 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 INLINE = re.compile(
     r"`(nondiff run [^`]*\.py[^`]*|nondiff (?:resume|show) [^`]+|nondiff (?:list|doctor)[^`]*|python [^`]+)`"
 )
+INDENTED = re.compile(r"^    ((?:nondiff|python|pip) .*)$", re.MULTILINE)
 TEST = re.compile(r"`(tests/\w+\.py)::(\w+)`")
 SAID = re.compile(r"^print\(.*\)  # (.*)$")
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def each_page_with(found: Callable[[Path], Iterable[Any]]) -> Callable[[Test], Test]:
+    """The pages on which there is something to look at."""
+    pages = [page for page in PAGES if any(True for _ in found(page))]
+    return pytest.mark.parametrize("page", pages, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
@@ -43,12 +51,32 @@ def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
             yield text.count("\n", 0, match.start(2)) + 1, match[2]
 
 
-@each_page
+def python_blocks(page: Path) -> Iterator[tuple[int, str]]:
+    return blocks(page, "python")
+
+
+def commands(page: Path) -> list[str]:
+    """In blocks, fenced or indented, and between backticks."""
+    text = page.read_text()
+    fenced = [line for _, source in blocks(page, "console") for line in source.splitlines()]
+    return [*fenced, *INDENTED.findall(BLOCK.sub("", text)), *INLINE.findall(text)]
+
+
+def links(page: Path) -> list[str]:
+    """To files of this repository, and places in them."""
+    return [target for target in LINK.findall(BLOCK.sub("", page.read_text())) if "://" not in target]
+
+
+def named_tests(page: Path) -> list[tuple[str, str]]:
+    return TEST.findall(page.read_text())
+
+
+@each_page_with(python_blocks)
 def test_python_blocks_run_and_print_what_they_say(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # for the folders that they name
     module = types.ModuleType("__main__")  # as where a user types it
     monkeypatch.setitem(sys.modules, module.__name__, module)  # a class looks its module up
-    for line, source in blocks(page, "python"):
+    for line, source in python_blocks(page):
         code = compile("\n" * (line - 1) + source, str(page), "exec")
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(code, module.__dict__)
@@ -58,15 +86,14 @@ def test_python_blocks_run_and_print_what_they_say(page: Path, monkeypatch: pyte
 
 
 def test_the_readme_has_two_commands() -> None:
-    commands = [source for _, source in blocks(ROOT / "README.md", "console")]
-    assert len(commands) == 2
-    assert all(len(command.splitlines()) == 1 and not command.startswith("$") for command in commands)
+    given = [source for _, source in blocks(ROOT / "README.md", "console")]
+    assert len(given) == 2
+    assert all(len(command.splitlines()) == 1 and not command.startswith("$") for command in given)
 
 
-@each_page
+@each_page_with(commands)
 def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [line for _, source in blocks(page, "console") for line in source.splitlines()]
-    for line in [*lines, *INLINE.findall(page.read_text())]:
+    for line in commands(page):
         for command in line.split("&&"):
             _check_command(shlex.split(command), monkeypatch)
 
@@ -108,11 +135,9 @@ def _check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             assert extra in setup["options.extras_require"], f"there is no extra `{extra}`"
 
 
-@each_page
+@each_page_with(links)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in LINK.findall(BLOCK.sub("", page.read_text())):
-        if "://" in target:
-            continue
+    for target in links(page):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), f"{page.name} links to {target}, which does not exist"
@@ -132,11 +157,12 @@ def test_every_public_name_is_documented() -> None:
     assert not missing, f"docs/api.md says nothing of {missing}"
 
 
-@each_page
+@each_page_with(lambda page: re.findall("::test_", page.read_text()))
 def test_every_test_that_is_named_exists(page: Path) -> None:
-    text = page.read_text()
-    named = TEST.findall(text)
-    assert len(named) == text.count("::test_"), f"{page.name} names a test in another form than `tests/FILE.py::TEST`"
+    named = named_tests(page)
+    assert len(named) == page.read_text().count("::test_"), (
+        f"{page.name} names a test in another form than `tests/FILE.py::TEST`"
+    )
     for file, name in named:
         there = [node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
         assert name in there, f"{page.name} names {file}::{name}; there is {there}"

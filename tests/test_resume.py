@@ -193,11 +193,22 @@ def test_a_second_signal_does_not_wait(place: pathlib.Path, number: int, code: i
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_at_25_moments_it_always_goes_on(place: pathlib.Path) -> None:
-    flags = ("--size", "300000", "--steps", "700", "--checkpoint-every", "1")
+    steps, torn = killed_and_resumed(place, 25, ("--size", "300000", "--steps", "700", "--checkpoint-every", "1"))
+    assert torn >= 3, "no kill hit a save"
+    assert steps > 100
+
+
+def test_killed_at_some_moments_it_goes_on(place: pathlib.Path) -> None:
+    steps, _ = killed_and_resumed(place, 3, ("--size", "300000", "--steps", "150", "--checkpoint-every", "1"))
+    assert steps > 0
+
+
+def killed_and_resumed(place: pathlib.Path, kills: int, flags: tuple[str, ...]) -> tuple[int, int]:
+    """From which step a run goes on in the end, bit for bit, and how many kills hit a save."""
     assert run(place, "whole", *flags)[0] == 0
     rng, torn, folder, steps = random.Random(0), 0, place / "cut", [0]
     first: tuple[str, ...] = ("run", "toy.py", "--run-dir", "cut", *flags)
-    for _ in range(25):
+    for _ in range(kills):
         arguments = first if not folder.exists() else ("resume", "cut")
         with running(place, *arguments, until="^step ") as process:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -208,15 +219,15 @@ def test_killed_at_25_moments_it_always_goes_on(place: pathlib.Path) -> None:
         torn += any(p.name.startswith(".aside-") for p in (folder / "checkpoints").iterdir())
         steps.append(saved(folder)[-1] if saved(folder) else 0)
         assert steps[-1] >= steps[-2]
-    assert torn >= 3, "no kill hit a save"
     code, _, err = command(place, "resume", "cut")
     assert code == 0, err
     assert f"run cut: goes on from step {steps[-1]}" in err and re.search(r"taken over: process \d+ on .* is gone", err)
-    assert steps[-1] > 100
-    assert state(folder, 700) == state(place / "whole", 700)
+    last = int(flags[flags.index("--steps") + 1])
+    assert state(folder, last) == state(place / "whole", last)
     assert rows(folder) == rows(place / "whole")
     left = [p.name for p in (folder / "checkpoints").iterdir() if p.name.startswith(".aside-")]
     assert left == []
+    return steps[-1], torn
 
 
 def test_killed_before_anything_was_saved(place, whole, launch) -> None:

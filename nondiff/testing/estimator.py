@@ -1,5 +1,7 @@
 """The law of estimators, as a test."""
 
+from collections.abc import Callable
+
 import jax
 import jax.monitoring
 import jax.numpy as jnp
@@ -17,7 +19,8 @@ def check_estimator(estimator: AbstractEstimator, *, decide: Decide = argmax, re
     - the value is `rest` at the hard decision, to the last bit, with and without a gradient;
     - the gradient, averaged over `repeats` keys, is that of the objective it names, enumerated: within 4 standard
       errors if it is unbiased, and in direction (cosine above 0.9) in any case. That of a `Heuristic`, and where
-      numbers are decided, so that nothing can be enumerated, is not all zero;
+      numbers are decided, so that nothing can be enumerated, leads downhill: its cosine with the gradient of the loss
+      smoothed by standard Gaussian noise on the activations is above 0.1;
     - a case's gradient depends on that case alone; every gradient is finite.
 
     `decide`: how it is meant to be used. With the default, symbols, and right or wrong answers; with one that gives
@@ -54,6 +57,7 @@ def check_estimator(estimator: AbstractEstimator, *, decide: Decide = argmax, re
     assert bool(jnp.all(jnp.isfinite(gradients))), "a gradient is not finite"
     if numbers or isinstance(estimator.objective, Heuristic):
         assert bool(jnp.any(gradients != 0)), "no gradient comes through"
+        _check_downhill(jax.jit(lambda z: rest(decide(z))), logits, gradients)
     else:
         _check_objective(estimator, rest, logits, gradients)
 
@@ -61,6 +65,22 @@ def check_estimator(estimator: AbstractEstimator, *, decide: Decide = argmax, re
     one = jax.jit(jax.grad(lambda z, k: value(z, k)[0]))
     np.testing.assert_allclose(one(logits, key)[1], 0.0, atol=1e-7, err_msg="case 0 gives credit to case 1")
     np.testing.assert_allclose(one(other, key)[0], one(logits, key)[0], rtol=1e-4, atol=1e-6, err_msg="cases interfere")
+
+
+def _check_downhill(hard: Callable[[Array], Array], logits: Array, gradients: Array) -> None:
+    """Against the smoothed loss, from differences between 4,000 pairs of points on both sides of the logits."""
+
+    def difference(noise: Array) -> Array:
+        change = hard(logits + noise) - hard(logits - noise)
+        return 0.5 * change[:, None, None] * noise
+
+    slope = jnp.mean(jax.vmap(difference)(jr.normal(jr.key(2), (4_000, *logits.shape))), 0)
+    cosine = _cosine(jnp.mean(gradients, 0), slope)
+    assert cosine > 0.1, f"the mean gradient does not lead downhill: cosine {cosine:.2f} with that of the smoothed loss"
+
+
+def _cosine(a: Array, b: Array) -> float:
+    return float(jnp.sum(a * b) / (jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel())))
 
 
 def _check_objective(estimator: AbstractEstimator, rest, logits: Array, gradients: Array) -> None:
@@ -75,7 +95,7 @@ def _check_objective(estimator: AbstractEstimator, rest, logits: Array, gradient
 
     truth = jax.grad(exact)(logits)
     mean, error = jnp.mean(gradients, 0), jnp.std(gradients, 0) / np.sqrt(len(gradients))
-    cosine = float(jnp.sum(mean * truth) / (jnp.linalg.norm(mean.ravel()) * jnp.linalg.norm(truth.ravel())))
+    cosine = _cosine(mean, truth)
     assert cosine > 0.9, f"the mean gradient points elsewhere than that of {estimator.objective}: cosine {cosine:.2f}"
     if estimator.unbiased:
         distance = float(jnp.max(jnp.abs(mean - truth) / (error + 1e-5)))
