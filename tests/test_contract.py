@@ -1,5 +1,6 @@
 """Every trainer, problem, evaluator and estimator keeps the contract: lists x lists."""
 
+import itertools
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,7 +8,16 @@ import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 import pytest
-from helpers import DECIDED, ESTIMATORS, EVALUATORS, FOR_STEADY_LOSSES, ON_THEIR_OWN, PROBLEMS, TRAINERS, possible
+from helpers import (
+    DECIDED,
+    ESTIMATORS,
+    EVALUATORS,
+    FOR_STEADY_LOSSES,
+    ON_THEIR_OWN,
+    PROBLEMS,
+    TRAINERS,
+    possible,
+)
 
 import nondiff as nd
 from nondiff.testing import check_estimator, check_evaluator, check_problem, check_trainer, count_compilations
@@ -74,13 +84,36 @@ def check_parts(*parts: Any, where: nd.AbstractEvaluator) -> None:
     assert whole.evaluations == half.evaluations + rest.evaluations
 
 
+Run = tuple[str, str, str]
+
+
+def pairs(run: Run) -> set[frozenset[str]]:
+    return {frozenset(pair) for pair in itertools.combinations(run, 2)}
+
+
+def cover(runs: list[Run]) -> list[Run]:
+    """Few runs that hold every pair of two names that any run holds: each time the one with the most new pairs."""
+    left = set().union(*map(pairs, runs))
+    chosen = []
+    while left:
+        chosen.append(max(runs, key=lambda run: len(pairs(run) & left)))
+        left -= pairs(chosen[-1])
+    return chosen
+
+
 ALL = [(t, p, e) for t in TRAINERS for p in PROBLEMS for e in EVALUATORS if possible(t, p, e)]
-EVERY_TRAINER_ON_EVERY_EVALUATOR = [x for x in ALL if x[1] == "supervised"]
-EVERY_PROBLEM = [x for x in ALL if x[0] == "open_es" and x[1] != "supervised" and x[2] in ("host", "vmap_4")]
-USUAL = EVERY_TRAINER_ON_EVERY_EVALUATOR + EVERY_PROBLEM
+EVERY_PAIR = cover(ALL)
+FIRST = list({(t, e): (t, p, e) for t, p, e in reversed(EVERY_PAIR)}.values())
+"""The first of them for each trainer and evaluator."""
 
 
-@pytest.mark.parametrize(("trainer", "problem", "evaluator"), [together(*x) for x in USUAL])
+def test_first_runs_have_every_name() -> None:
+    assert set().union(*FIRST) == {*TRAINERS, *PROBLEMS, *EVALUATORS}
+    assert set().union(*map(pairs, EVERY_PAIR)) == set().union(*map(pairs, ALL))
+    assert {(t, e) for t, _, e in FIRST} == {(t, e) for t, _, e in ALL}
+
+
+@pytest.mark.parametrize(("trainer", "problem", "evaluator"), [together(*x) for x in FIRST])
 def test_run(trainer: str, problem: str, evaluator: str) -> None:
     check_run(trainer, problem, evaluator)
 
@@ -92,6 +125,12 @@ def test_run_on_its_own(name: str, evaluator: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("trainer", "problem", "evaluator"), [together(*x) for x in ALL if x not in USUAL])
+@pytest.mark.parametrize(("trainer", "problem", "evaluator"), [together(*x) for x in EVERY_PAIR if x not in FIRST])
+def test_run_of_every_pair(trainer: str, problem: str, evaluator: str) -> None:
+    check_run(trainer, problem, evaluator)
+
+
+@pytest.mark.product
+@pytest.mark.parametrize(("trainer", "problem", "evaluator"), [together(*x) for x in ALL if x not in EVERY_PAIR])
 def test_run_product(trainer: str, problem: str, evaluator: str) -> None:
     check_run(trainer, problem, evaluator)
