@@ -51,6 +51,24 @@ def test_command() -> None:
     assert 0 < sum(row["wall_seconds"] for row in found["rows"]) < found["whole"]
 
 
+def test_cold_start() -> None:
+    """All do the work, and a call that is repeated compiles less."""
+    small = ("--repeats=1", "--evaluations=300", "--libraries", "nondiff", "pycma", "SciPy", "by hand")
+    found = bench("cold_start.py", *small)
+    rows = {(row["library"], row["task"]): row for row in found["rows"]}
+    assert found["skipped"] == [name for name in ("pycma", "SciPy") if (name, "function") not in rows]
+    for (library, task), row in rows.items():
+        assert (row["programs"] is None) == (library in ("pycma", "SciPy"))
+        # where they begin 10, 6 and 5.2; random members of SciPy's 93
+        assert 0 <= row["value"] < (40 if library == "SciPy" else {"function": 10, "fit": 0.5}.get(task, 1))
+        # one more is asked to see what `f` is; pycma ends its last generation
+        assert row["evaluations"] <= (1600 if task == "fit" else 320)
+    ours = {task: row["programs"] for (library, task), row in rows.items() if library == "nondiff"}
+    assert ours["category, second call"] < ours["category"]
+    assert rows["by hand", "fit"]["evaluations"] == rows["nondiff", "fit"]["evaluations"] == 1600
+    assert rows["by hand", "fit"]["programs"] > 0
+
+
 def test_es_limit() -> None:
     """Two chunks of 8 members and a row for each kind of noise; the processes of the rows are real."""
     small = ("--cells=10k/16/8", "--runs=1", "--seconds=0")
