@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import nondiff as nd
-from nondiff.core.compiled import KEPT, compiled
+from nondiff.core.compiled import STEPS, compiled
 from nondiff.testing import count_compilations
 
 CODE = """
@@ -57,9 +57,9 @@ def test_a_fit_that_is_over_is_forgotten() -> None:
         nd.fit(nd.BlackBox(loss, jnp.zeros(2)), trainer, steps=2, key=jr.key(0))
         return weakref.ref(loss)
 
-    functions = [fitted(float(i)) for i in range(KEPT + 2)]
+    functions = [fitted(float(i)) for i in range(STEPS + 2)]
     gc.collect()
-    assert [f() is None for f in functions] == [True] * 2 + [False] * KEPT
+    assert [f() is None for f in functions] == [True] * 2 + [False] * STEPS
 
 
 def test_programs_are_found_again_and_the_oldest_is_made_again() -> None:
@@ -69,13 +69,13 @@ def test_programs_are_found_again_and_the_oldest_is_made_again() -> None:
         made.append(name)
         return x + 1, name
 
-    call = compiled(add)
+    call = compiled(add, kept=STEPS)
     for _ in range(2):
-        assert [call(jnp.ones(()), str(i))[1] for i in range(KEPT)] == list(map(str, range(KEPT)))
-    assert len(made) == KEPT
+        assert [call(jnp.ones(()), str(i))[1] for i in range(STEPS)] == list(map(str, range(STEPS)))
+    assert len(made) == STEPS
     call(jnp.ones(()), "one more")
     call(jnp.ones(()), "0")
-    assert made[KEPT:] == ["one more", "0"]
+    assert made[STEPS:] == ["one more", "0"]
 
 
 def test_numbers_that_are_equal_and_of_another_kind_are_not_the_same() -> None:
@@ -97,3 +97,17 @@ def test_an_equal_fit_compiles_nothing() -> None:
     with count_compilations() as made:
         again = nd.fit(problem, trainer, steps=2, key=jr.key(0))
     assert not made and jnp.array_equal(first.params, again.params)
+
+
+def test_a_step_of_many_parts_on_the_host_compiles_once() -> None:
+    """Their programs are more than are kept of whole steps."""
+    names = [f"x{i}" for i in range(STEPS + 2)]
+    parts: dict[str, nd.AbstractTrainer] = {
+        name: nd.OpenES(optax.sgd(0.01 * i), sigma=0.1, population=2) for i, name in enumerate(names, 1)
+    }
+    trainer = nd.Split({**parts, "host": nd.CMAES(0.5)}, {**{name: name for name in names}, "y": "host"})
+    problem = nd.BlackBox(lambda p: float(sum(abs(x) for x in p.values())), {**dict.fromkeys(names, 1.0), "y": 1.0})
+    first = nd.fit(problem, trainer, steps=2, key=jr.key(0))
+    with count_compilations() as made:
+        nd.fit(problem, trainer, steps=4, state=first.state)
+    assert not made

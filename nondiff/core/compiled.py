@@ -16,20 +16,24 @@ import numpy as np
 
 ARRAYS = jax.Array, np.ndarray, np.generic
 
-KEPT = 6
-"""Programs kept of one function. A run has one of each; a few more serve those who go back and forth between problems,
-and all of them together are less than 70 MB."""
+STEPS = 6
+"""Programs kept of a whole step. A run has one; a few more serve those who go back and forth between problems, and all
+of them together are less than 70 MB."""
+PARTS = 64
+"""Programs kept of what a step calls once for each of its parts. Fewer than there are parts would compile at every
+step; and they are small."""
 
 
-def compiled(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., Any]:
+def compiled(fn: Callable[..., Any], *, donate: bool = False, kept: int = PARTS) -> Callable[..., Any]:
     """`fn`, compiled: traced in its arrays, JAX's and NumPy's, and static in whatever else its arguments hold.
 
     **Arguments:**
 
     - `donate`: whether `fn` may overwrite the arrays of all arguments but the first (default False).
+    - `kept`: how many of its programs are kept, those that were used last (default `PARTS`).
 
     Results may hold anything, too. A program is made for each structure and each value of what is static, as
-    `equinox.filter_jit` does, and the last `KEPT` of them are kept.
+    `equinox.filter_jit` does.
 
     **Raises** `TypeError` for something static that has no hash.
 
@@ -38,7 +42,7 @@ def compiled(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., A
     >>> scaled(jnp.ones(2), {"by": 3.0, "name": "threefold"})
     (Array([3., 3.], dtype=float32), 'threefold')
     """
-    programs = programs_of(fn, KEPT)
+    programs = programs_of(fn, kept)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:

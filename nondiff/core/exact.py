@@ -16,11 +16,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from nondiff.core.compiled import apart, programs_of, whole
+from nondiff.core.compiled import PARTS, apart, programs_of, whole
 from nondiff.core.tree import is_key, is_traced
-
-KEPT = 64
-"""Programs kept of one function: these are small, and one is made for each domain, among other things."""
 
 
 def exactly(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,7 +30,7 @@ def exactly(fn: Callable[..., Any]) -> Callable[..., Any]:
     >>> print(third(np.array(1.0)), third(np.float32(1.0)))
     0.3333333333333333 0.33333334
     """
-    programs = programs_of(fn, KEPT)
+    programs = programs_of(fn, PARTS)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
-from nondiff.core.compiled import compiled
+from nondiff.core.compiled import STEPS, compiled
 from nondiff.core.domain import check_inside, complete
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.exact import exactly
@@ -70,7 +70,7 @@ def _start(trainer: AbstractTrainer, params: Any, domain: PyTree, key: Key[Array
     return trainer.init(params, domain, key=key)
 
 
-_started = compiled(_start)
+_started = compiled(_start, kept=STEPS)
 
 
 def _array(name: str, leaf: Any) -> Array | np.ndarray:
@@ -232,4 +232,4 @@ def _measured(here: Any, rows: list[Rows | None], losses: list[Any], moved: list
 _measured_by_jax = exactly(functools.partial(_measured, jnp))
 
 
-_COMPILED = {fn: compiled(fn) for fn in (_draw, _ask, _evaluate, _tell, _absorb)}
+_COMPILED = {fn: compiled(fn, kept=STEPS) for fn in (_draw, _ask, _evaluate, _tell, _absorb)}

@@ -8,7 +8,7 @@ import jax.random as jr
 from jaxtyping import Array, Key
 
 from nondiff.core.checks import check_count
-from nondiff.core.compiled import compiled
+from nondiff.core.compiled import STEPS, compiled
 from nondiff.core.estimator import AbstractEstimator, Rest
 from nondiff.core.problem import Params
 from nondiff.core.tree import is_key
@@ -89,7 +89,7 @@ class Health(AbstractCallback):
             rest, logits = probe(params)
             return health(rest, logits, via=via, key=key, samples=samples, tolerance=tolerance, limit=limit)
 
-        self._measured = compiled(measured)
+        self._measured = compiled(measured, kept=STEPS)
 
     def begin(self, moment: Moment) -> None:
         check_row("Health", self.every, moment)

@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Key
 
 from nondiff.core.checks import check_count
-from nondiff.core.compiled import compiled
+from nondiff.core.compiled import STEPS, compiled
 from nondiff.core.evaluator import AbstractEvaluator
 from nondiff.core.population import Centre, Population
 from nondiff.core.problem import AbstractProblem, Params
@@ -114,7 +114,7 @@ def _loss(problem: AbstractProblem, evaluator: AbstractEvaluator, params: Params
     return evaluator.evaluate(problem, query, batch).loss[0]
 
 
-_compiled = compiled(_loss)
+_compiled = compiled(_loss, kept=STEPS)
 
 
 def _check_params(problem: AbstractProblem, params: Params) -> None:

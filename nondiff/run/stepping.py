@@ -16,7 +16,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array
 
-from nondiff.core.compiled import compiled
+from nondiff.core.compiled import STEPS, compiled
 from nondiff.core.step import TrainState, step
 from nondiff.estimators.opaque import last_failure
 from nondiff.run.batches import Source
@@ -188,6 +188,6 @@ def _several(fixed: tuple[Any, ...], state: TrainState, count: Array) -> tuple[T
     return jax.lax.while_loop(going, body, (jnp.zeros_like(count), jnp.asarray(False), state, log))[2:]
 
 
-_many = compiled(_several)
-_many_donating = compiled(_several, donate=True)
-_one = compiled(step)
+_many = compiled(_several, kept=STEPS)
+_many_donating = compiled(_several, donate=True, kept=STEPS)
+_one = compiled(step, kept=STEPS)
