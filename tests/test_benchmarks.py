@@ -51,6 +51,7 @@ def test_command() -> None:
     assert 0 < sum(row["wall_seconds"] for row in found["rows"]) < found["whole"]
 
 
+@pytest.mark.slow
 def test_cold_start() -> None:
     """All do the work, and a call that is repeated compiles less."""
     small = ("--repeats=1", "--evaluations=300", "--libraries", "nondiff", "pycma", "SciPy", "by hand")
