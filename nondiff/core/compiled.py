@@ -6,15 +6,18 @@ are kept. Equal arguments still find theirs.
 """
 
 import functools
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.tree_util as jtu
 import numpy as np
 
 ARRAYS = jax.Array, np.ndarray, np.generic
+_ERROR_IF = re.compile(r"EquinoxRuntimeError: (.*?)(?:\n-{8,}|\Z)", re.DOTALL)
 
 STEPS = 6
 """Programs kept of a whole step. A run has one; a few more serve those who go back and forth between problems, and all
@@ -49,13 +52,28 @@ def compiled(fn: Callable[..., Any], *, donate: bool = False, kept: int = PARTS)
         arrays, key = apart((args, kwargs))
         program = programs(*key)
         if not donate:
-            return whole(*program(arrays, []))
+            return whole(*_finished(program, arrays, []))
         n = sum(isinstance(x, ARRAYS) for x in jtu.tree_leaves(args[0]))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-            return whole(*program(arrays[:n], arrays[n:]))
+            return whole(*_finished(program, arrays[:n], arrays[n:]))
 
     return call
+
+
+def _finished(program: Callable[..., Any], staying: list[Any], donated: list[Any]) -> tuple[list[Any], "Rest"]:
+    """What it computed; what `equinox.error_if` says is said here, and not where somebody first reads a result."""
+    try:
+        found, rest = program(staying, donated)
+        for x in found[:1]:
+            if not isinstance(x, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
+                x.block_until_ready()
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        said = _ERROR_IF.search(str(error))
+        if said is None:
+            raise
+        raise eqx.EquinoxRuntimeError(said[1].strip()) from None
+    return found, rest
 
 
 def shapes_of(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

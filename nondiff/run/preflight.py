@@ -99,7 +99,8 @@ def _check_loss(problem: AbstractProblem, query: Query, batch: Batch) -> None:
     member = eqx.combine(member_shape(query), query.others)
 
     def loss(problem: AbstractProblem, member: PyTree, batch: Batch, key: Any) -> Any:
-        return problem.loss(member, about(problem, query, batch)[0], key=key)
+        out = problem.loss(member, about(problem, query, batch)[0], key=key)
+        return jtu.tree_map(lambda x: jnp.asarray(x) if eqx.is_array_like(x) else x, out)  # a plain number will do
 
     out = shapes_of(loss, problem, member, batch, jax.random.key(0))
     name = type(problem).__name__
