@@ -99,8 +99,7 @@ def programs_of(fn: Callable[..., Any], kept: int) -> Callable[..., Callable[...
         del kinds  # for the cache: 1, 1.0 and True are equal
 
         def flat(staying: list[Any], donated: list[Any]) -> tuple[list[Any], Rest]:
-            arrays = iter([*staying, *donated])
-            args, kwargs = treedef.unflatten([next(arrays) if x is _ARRAY else x for x in static])
+            args, kwargs = whole([*staying, *donated], Rest(treedef, static))
             found, (treedef_out, static_out, _) = apart(fn(*args, **kwargs))
             return found, Rest(treedef_out, static_out)
 
