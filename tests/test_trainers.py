@@ -236,7 +236,8 @@ def test_genetic_members_stay_inside_and_elites_are_copies(crossover) -> None:
         np.testing.assert_array_equal(domain.clip(jnp.asarray(members[name])), members[name])
         np.testing.assert_array_equal(members[name][:3], np.asarray(state.parents[name])[:3])
     np.testing.assert_array_equal(state.parents["n"][0], MIXED["n"])
-    assert len(np.unique(members["n"], axis=0)) > 20
+    # Steps of three times the range mostly end at a wall: of 30 keys, without crossover, 15 to 27 points are different.
+    assert len(np.unique(members["n"], axis=0)) > 12
 
 
 def test_default_rate_moves_every_real_and_about_one_integer() -> None:
