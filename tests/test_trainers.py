@@ -15,6 +15,7 @@ import pytest
 
 import nondiff as nd
 from nondiff import BlackBox, Categorical, Integer, Real
+from nondiff.core import words
 from nondiff.testing import count_compilations
 
 D = 4
@@ -235,7 +236,8 @@ def test_genetic_members_stay_inside_and_elites_are_copies(crossover) -> None:
         np.testing.assert_array_equal(domain.clip(jnp.asarray(members[name])), members[name])
         np.testing.assert_array_equal(members[name][:3], np.asarray(state.parents[name])[:3])
     np.testing.assert_array_equal(state.parents["n"][0], MIXED["n"])
-    assert len(np.unique(members["n"], axis=0)) > 20
+    # Steps of three times the range mostly end at a wall: of 30 keys, without crossover, 15 to 27 points are different.
+    assert len(np.unique(members["n"], axis=0)) > 12
 
 
 def test_default_rate_moves_every_real_and_about_one_integer() -> None:
@@ -297,16 +299,16 @@ def test_truncation_picks_the_best() -> None:
 
 
 def test_crossover_masks() -> None:
-    mask = np.asarray(nd.UniformCrossover(0.3).mask((20_000,), key=jr.key(0)))
+    mask = np.asarray(nd.UniformCrossover(0.3).mask(words.words(jr.key(0), 20_000)))
     assert abs(mask.mean() - 0.3) < 0.015
-    assert not nd.UniformCrossover(0.0).mask((9,), key=jr.key(0)).any()
+    assert not nd.UniformCrossover(0.0).mask(words.words(jr.key(0), 9)).any()
     cuts = np.zeros(5)
     for k in jr.split(jr.key(0), 200):
-        mask = np.asarray(nd.OnePointCrossover().mask((4, 2), key=k))
+        mask = np.asarray(nd.OnePointCrossover().mask(words.shaped(k, (4, 2))))
         assert (mask[:, 0] == mask[:, 1]).all() and (np.diff(mask[:, 0].astype(int)) >= 0).all()
         cuts[4 - mask[:, 0].sum()] += 1
     assert cuts.min() > 20  # of 200 over five places
-    scalars = [bool(nd.OnePointCrossover().mask((), key=k)) for k in jr.split(jr.key(0), 60)]
+    scalars = [bool(nd.OnePointCrossover().mask(words.shaped(k, ()))) for k in jr.split(jr.key(0), 60)]
     assert 10 < sum(scalars) < 50
 
 

@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.random as jr
 from jaxtyping import Array, Float, Key, PyTree
 
+from nondiff.core import words
 from nondiff.core.problem import Params
 from nondiff.core.stage import AbstractStage
 from nondiff.core.walk import BatchLoss, Compare, Part, Walk, outputs
@@ -56,7 +56,7 @@ class Chain:
 
     def init(self, key: Key[Array, ""]) -> dict[str, Params]:
         """Where every stage's parameters start; of its own stage under its name."""
-        keys = jr.split(key, len(self.stages))
+        keys = words.split(key, len(self.stages))
         return {name: stage.init(key=k) for (name, stage), k in zip(self.stages.items(), keys, strict=True)}
 
     def __call__(self, params: Mapping[str, Params], x: Any) -> Any:

@@ -2,12 +2,12 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
-from jaxtyping import Array, Key
+from jaxtyping import Array, UInt
 
 from nondiff.core.checks import check_count
 from nondiff.core.domain import AbstractDomain, Leaf
 from nondiff.core.exact import namespace
+from nondiff.core.words import below
 
 
 class Code(AbstractDomain):
@@ -40,12 +40,12 @@ class Code(AbstractDomain):
         here = namespace(x)
         return here.asarray(here.clip(x, 0, here.asarray(self.sizes, x.dtype) - 1))
 
-    def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
+    def sample(self, x: Leaf, scale: Array, *, words: UInt[Array, "..."]) -> Leaf:
         del scale
-        return jr.randint(key, x.shape, 0, jnp.asarray(self.sizes)).astype(x.dtype)
+        return below(words, jnp.asarray(self.sizes)).astype(x.dtype)
 
-    def neighbour(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
+    def neighbour(self, x: Leaf, scale: Array, *, words: UInt[Array, "..."]) -> Leaf:
         del scale
         sizes = jnp.asarray(self.sizes)
-        other = jr.randint(key, x.shape, 1, jnp.maximum(sizes, 2))
+        other = 1 + below(words, jnp.maximum(sizes, 2) - 1)
         return ((x + other) % sizes).astype(x.dtype)

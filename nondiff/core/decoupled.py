@@ -15,6 +15,7 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
+from nondiff.core import words
 from nondiff.core.chain import Chain
 from nondiff.core.checks import check_count
 from nondiff.core.inputs import AbstractInputs
@@ -153,9 +154,9 @@ class Decoupled:
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Where modules, signals and predictions of inputs start."""
-        k_stages, k_signals = jr.split(key)
+        k_stages, k_signals = words.split(key)
         signals = {part.name: part.signal for part in self.parts if part.signal is not None}
-        keys = iter(jr.split(k_signals, max(2 * len(signals), 1)))
+        keys = iter(words.split(k_signals, max(2 * len(signals), 1)))
         params = {"stages": self._start(k_stages)}
         params["signals"] = {name: signal.init(self.places[name], key=next(keys)) for name, signal in signals.items()}
         if self.inputs is not None:
@@ -165,7 +166,7 @@ class Decoupled:
 
     def _start(self, key: Key[Array, ""]) -> dict[str, Params]:
         """Of all modules."""
-        keys = jr.split(key, len(self._modules))
+        keys = words.split(key, len(self._modules))
         return {
             name: module._start(k) if isinstance(module, Decoupled) else module.init(key=k)
             for (name, module), k in zip(self._modules.items(), keys, strict=True)

@@ -9,30 +9,35 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, PyTree, UInt
 
 from nondiff.core.exact import exactly, namespace
 from nondiff.core.tree import broadcast, is_traced, map_named
+from nondiff.core.words import below, normal, uniform
 
 Leaf = Array | np.ndarray
 """NumPy's on the host, of 64 bits (`nondiff.core.exact`)."""
 
 
 class AbstractDomain(eqx.Module):
-    """The values of one leaf, coordinate by coordinate."""
+    """The values of one leaf, coordinate by coordinate.
+
+    `words` are random bits, a word of 32 for each coordinate, shaped like the leaf. `nondiff.core.words` makes numbers
+    of them: `uniform(words)`, `normal(words)`, `below(words, n)`. Nothing else of a domain is random. Whoever calls it
+    draws the words of all leaves at once (`nondiff.core.words.like`).
+    """
 
     @abc.abstractmethod
     def check(self, leaf: Leaf, name: str) -> None:
         """Raise `ValueError` if the leaf called `name` has a dtype that cannot lie in this domain."""
 
     @abc.abstractmethod
-    def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
+    def sample(self, x: Leaf, scale: Array, *, words: UInt[Array, "..."]) -> Leaf:
         """A fresh point, shaped like `x`: uniform where the domain is bounded, else a step of `scale` away from `x`."""
 
     @abc.abstractmethod
-    def neighbour(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
+    def neighbour(self, x: Leaf, scale: Array, *, words: UInt[Array, "..."]) -> Leaf:
         """A point near `x`, every coordinate moved. `scale` is a share of the range where the domain is bounded."""
 
     @abc.abstractmethod
@@ -108,16 +113,16 @@ class Real(AbstractDomain):
             x = here.minimum(x, self.hi.astype(x.dtype))
         return here.asarray(x)  # of a number, NumPy makes no array
 
-    def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
+    def sample(self, x: Leaf, scale: Array, *, words: UInt[Array, "..."]) -> Leaf:
         if self.lo is None or self.hi is None:
-            return self.neighbour(x, scale, key=key)
+            return self.neighbour(x, scale, words=words)
         lo, hi = self.encode(self.lo), self.encode(self.hi)
-        return self.decode((lo + (hi - lo) * jr.uniform(key, x.shape)).astype(x.dtype))
+        return self.decode((lo + (hi - lo) * uniform(words)).astype(x.dtype))
 
-    def neighbour(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
+    def neighbour(self, x: Leaf, scale: Array, *, words: UInt[Array, "..."]) -> Leaf:
         if self.lo is not None and self.hi is not None:
             scale = scale * (self.encode(self.hi) - self.encode(self.lo))
-        step = scale * jr.normal(key, x.shape)
+        step = scale * normal(words)
         return self.decode(self.encode(x) + step.astype(x.dtype))
 
 
@@ -139,7 +144,8 @@ class _Discrete(AbstractDomain):
                 "for example `jnp.zeros(shape, int)`, or give it `Real()`."
             )
         lo, hi = self.ends
-        least, greatest = jnp.iinfo(leaf.dtype).min, min(jnp.iinfo(leaf.dtype).max, jnp.iinfo(jnp.int32).max - 1)
+        own, most = jnp.iinfo(leaf.dtype), jnp.iinfo(jnp.int32)  # of one word of 32 bits no more values are drawn
+        least, greatest = max(own.min, most.min), min(own.max, most.max - 1)
         if lo < least or hi > greatest:
             raise ValueError(f"`{name}` is {leaf.dtype}, for {least} to {greatest}; its domain is {lo} to {hi}.")
 
@@ -166,12 +172,12 @@ class Integer(_Discrete):
     def clip(self, x: Leaf) -> Leaf:
         return _between(x, self.lo, self.hi)
 
-    def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
+    def sample(self, x: Leaf, scale: Array, *, words: UInt[Array, "..."]) -> Leaf:
         del scale
-        return jr.randint(key, x.shape, self.lo, self.hi + 1).astype(x.dtype)
+        return (self.lo + below(words, self.hi + 1 - self.lo)).astype(x.dtype)
 
-    def neighbour(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
-        step = scale * (self.hi - self.lo) * jr.normal(key, x.shape)
+    def neighbour(self, x: Leaf, scale: Array, *, words: UInt[Array, "..."]) -> Leaf:
+        step = scale * (self.hi - self.lo) * normal(words)
         # A step of less than one would go nowhere: move by at least one, and turn round at a wall.
         wide = x.astype(jnp.promote_types(x.dtype, jnp.int32))  # the sum may not fit into a narrow dtype
         step = (jnp.sign(step) * jnp.maximum(jnp.round(jnp.abs(step)), 1.0)).astype(wide.dtype)
@@ -199,14 +205,14 @@ class Categorical(_Discrete):
     def clip(self, x: Leaf) -> Leaf:
         return _between(x, 0, self.n - 1)
 
-    def sample(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
+    def sample(self, x: Leaf, scale: Array, *, words: UInt[Array, "..."]) -> Leaf:
         del scale
-        return jr.randint(key, x.shape, 0, self.n).astype(x.dtype)
+        return below(words, self.n).astype(x.dtype)
 
-    def neighbour(self, x: Leaf, scale: Array, *, key: Key[Array, ""]) -> Leaf:
+    def neighbour(self, x: Leaf, scale: Array, *, words: UInt[Array, "..."]) -> Leaf:
         del scale
         wide = x.astype(jnp.promote_types(x.dtype, jnp.int32))  # the sum may not fit into a narrow dtype
-        other = jr.randint(key, x.shape, 1, max(self.n, 2)).astype(wide.dtype)
+        other = (1 + below(words, max(self.n, 2) - 1)).astype(wide.dtype)
         return ((wide + other) % self.n).astype(x.dtype)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Key, PyTree
 
+from nondiff.core import words
 from nondiff.core.estimator import with_gradient_of
 from nondiff.core.inputs import AbstractInputs
 from nondiff.core.message import Mail, Message, Now, cases_of, delivered
@@ -82,4 +82,4 @@ class LateLoss:
 
 def keys_of(key: Key[Array, ""], modules: int) -> Key[Array, " modules"]:
     """One for each module."""
-    return jr.split(key, modules)
+    return words.split(key, modules)

@@ -9,9 +9,9 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.estimator import AbstractEstimator
 from nondiff.core.problem import Params
@@ -67,7 +67,7 @@ class Dense(AbstractStage):
         check_count("Dense", "outputs", self.outputs)
 
     def init(self, *, key: Key[Array, ""]) -> Params:
-        w = jr.normal(key, (self.inputs, self.outputs)) * (2.0 / self.inputs) ** 0.5
+        w = words.normal(words.shaped(key, (self.inputs, self.outputs))).astype(float) * (2.0 / self.inputs) ** 0.5
         return {"w": w, "b": jnp.zeros(self.outputs)}
 
     def __call__(self, params: Params, x: Any) -> Any:

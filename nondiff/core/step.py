@@ -17,6 +17,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
+from nondiff.core import words
 from nondiff.core.compiled import STEPS, compiled
 from nondiff.core.domain import check_inside, complete
 from nondiff.core.evaluator import AbstractEvaluator
@@ -89,7 +90,7 @@ def keys(state: TrainState) -> tuple[Key[Array, ""], Key[Array, ""], Key[Array, 
 
 @jax.jit
 def _keys(key: Key[Array, ""], step: Int[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""], Key[Array, ""]]:
-    k_batch, k_ask, k_tell = jr.split(jr.fold_in(key, step), 3)
+    k_batch, k_ask, k_tell = words.split(words.fold_in(key, step), 3)
     return k_batch, k_ask, k_tell
 
 

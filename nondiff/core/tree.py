@@ -86,12 +86,6 @@ def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree, is_leaf: Call
     return jtu.tree_map_with_path(lambda path, *xs: fn(name(path), *xs), tree, *rest, is_leaf=is_leaf)
 
 
-def split_like(key: jax.Array, tree: PyTree) -> PyTree:
-    """One key for every leaf."""
-    leaves, treedef = jtu.tree_flatten(tree)
-    return treedef.unflatten(list(jax.random.split(key, max(len(leaves), 1))[: len(leaves)]))
-
-
 def is_key(x: Any) -> bool:
     """Is this a typed random key (`jax.random.key`)?"""
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -17,6 +17,7 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count, check_number
 from nondiff.core.estimator import with_gradient_of
 from nondiff.core.layers import affine
@@ -151,7 +152,7 @@ class Unroll:
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Where model and signal start."""
-        k_model, k_signal = jr.split(key)
+        k_model, k_signal = words.split(key)
         params = {"model": starting_point(self.params, k_model)}
         if self.signal is not None:
             params["signal"] = self.signal.init(self.place, key=k_signal)
@@ -211,7 +212,7 @@ class WindowLoss:
         self, params: Any, window: Window, key: Key[Array, ""], state: Array
     ) -> tuple[Losses, tuple[Array, Float[Array, ""]]]:
         unroll, signal = self.unroll, self.unroll.signal
-        k_before, k_after = jr.split(key)
+        k_before, k_after = words.split(key)
         begin = start = jnp.where(window.first, self.first(state.shape[0]), state)
         surrogate = jnp.zeros(state.shape[0], state.dtype)
         if signal is not None and signal.fits == "gradient":  # what comes back to the start is what it should have said

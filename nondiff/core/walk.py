@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Key, PyTree
 
+from nondiff.core import words
 from nondiff.core.problem import Params
 from nondiff.core.signal import Above, AbstractSignal, Losses, Place, Seen
 from nondiff.core.stage import AbstractStage
@@ -64,7 +64,7 @@ class Walk:
         for i, part in enumerate(self.parts[start:], start):
             here, params = part.stage.decision, part.params(self.params)
             if here is not None:
-                k_here, k_rest = jr.split(key)
+                k_here, k_rest = words.split(key)
 
                 def rest(decisions: Any, i: int = i, program: Any = here.program, k: Any = k_rest) -> Losses:
                     return self._after(i, program(decisions), k)
@@ -81,7 +81,7 @@ class Walk:
         part = self.parts[i]
         if part.signal is None:
             return self.losses(x, key, i + 1)
-        k_here, k_rest = jr.split(key)
+        k_here, k_rest = words.split(key)
         x = x + self.probes[part.name] if part.name in self.probes else x
         seen = Seen(self.places[part.name], self.answers, self.compare, k_here)
         above = Above(lambda h: self._true.losses(h, k_rest, i + 1), lambda h: self.error(h, i + 1))

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.estimator import (
     AbstractEstimator,
@@ -90,10 +90,10 @@ def health(
         raise ValueError(
             f"`health(logits)` is {logits.dtype}{list(logits.shape)}; expected floats `[cases, ..., symbols]`."
         )
-    k_samples, k_estimate = jr.split(key)
+    k_samples, k_estimate = words.split(key)
     decision = argmax(logits)
     value = jnp.asarray(rest(decision))
-    symbols = jr.categorical(k_samples, logits, shape=(samples, *logits.shape[:-1]))
+    symbols = words.categories(k_samples, logits, samples)
     success = losses_of(rest, symbols) <= tolerance
     right, reached = value <= tolerance, jnp.any(success, 0)
     p = jax.nn.softmax(logits)

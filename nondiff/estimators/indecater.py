@@ -11,9 +11,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.estimator import AbstractEstimator, Decide, ExpectedLoss, Rest, SuccessLikelihood, losses_of
 
@@ -60,7 +60,7 @@ class IndeCateR(AbstractEstimator):
         del decision, decide
         cases, *shape, n = logits.shape
         parts = math.prod(shape)
-        drawn = jr.categorical(key, jax.lax.stop_gradient(logits), shape=(self.samples, *logits.shape[:-1]))
+        drawn = words.categories(key, jax.lax.stop_gradient(logits), self.samples)
         drawn = drawn.reshape(self.samples, cases, parts)
         mine = jnp.arange(parts)[:, None, None, None, None] == jnp.arange(parts)
         symbols = jnp.where(mine, jnp.arange(n)[:, None, None, None], drawn)  # [parts, symbols, samples, cases, parts]

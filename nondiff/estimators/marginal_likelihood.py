@@ -12,9 +12,9 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.estimator import AbstractEstimator, Decide, Rest, SuccessLikelihood, joint_log_prob, losses_of
 
@@ -50,7 +50,7 @@ class MarginalLikelihood(AbstractEstimator):
         self, rest: Rest, logits: Array, decision: Array, *, decide: Decide, key: Key[Array, ""]
     ) -> Float[Array, " cases"]:
         del decision, decide
-        symbols = jr.categorical(key, jax.lax.stop_gradient(logits), shape=(self.samples, *logits.shape[:-1]))
+        symbols = words.categories(key, jax.lax.stop_gradient(logits), self.samples)
         distinct = first_of_each(symbols, logits.shape[-1])
         return self.objective(losses_of(rest, symbols), joint_log_prob(logits, symbols), distinct)
 
@@ -60,12 +60,12 @@ def first_of_each(symbols: Int[Array, "set cases *parts"], n: int) -> Bool[Array
     samples, cases = symbols.shape[:2]
     flat = symbols.reshape(samples, cases, -1)
     per_word = max(int(31 / max(math.log2(max(n, 2)), 1)), 1)
-    words = []
+    packed = []
     for start in range(0, flat.shape[-1], per_word):
         part = flat[..., start : start + per_word].astype(jnp.int32)
-        words.append(jnp.sum(part * n ** jnp.arange(part.shape[-1], dtype=jnp.int32), -1, dtype=jnp.int32))
+        packed.append(jnp.sum(part * n ** jnp.arange(part.shape[-1], dtype=jnp.int32), -1, dtype=jnp.int32))
     place = jnp.broadcast_to(jnp.arange(samples)[:, None], (samples, cases))
-    *ordered, place = jax.lax.sort([*words, place], dimension=0, num_keys=len(words))
+    *ordered, place = jax.lax.sort([*packed, place], dimension=0, num_keys=len(packed))
     new = jnp.stack([w[1:] != w[:-1] for w in ordered]).any(0)
     new = jnp.concatenate([jnp.ones((1, cases), bool), new])
     return jnp.zeros_like(new).at[place, jnp.arange(cases)].set(new)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Key
 from optax.perturbations import Gumbel, make_perturbed_fun
 
+from nondiff.core import words
 from nondiff.core.checks import check_count, check_positive
 from nondiff.core.estimator import AbstractEstimator, Decide, Heuristic, Rest, check_floats, slope_of
 
@@ -64,6 +64,7 @@ class Perturbed(AbstractEstimator):
             return decide(case[None])[0]
 
         mean: Any = make_perturbed_fun(one, self.samples, self.sigma, self.noise)
-        decided = jax.vmap(mean)(jr.split(key, logits.shape[0]), logits)  # case by case: no credit for one's neighbours
+        keys = words.split(key, logits.shape[0])  # case by case: no credit for one's neighbours
+        decided = jax.vmap(mean)(keys, logits)
         slope = slope_of(rest, decided)
         return jnp.sum(slope * decided, tuple(range(1, decided.ndim)))

@@ -9,9 +9,9 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.estimator import (
     AbstractEstimator,
@@ -95,7 +95,7 @@ class ScoreFunction(AbstractEstimator):
         self, rest: Rest, logits: Array, decision: Array, *, decide: Decide, key: Key[Array, ""]
     ) -> Float[Array, " cases"]:
         del decision, decide
-        symbols = jr.categorical(key, jax.lax.stop_gradient(logits), shape=(self.samples, *logits.shape[:-1]))
+        symbols = words.categories(key, jax.lax.stop_gradient(logits), self.samples)
         losses = losses_of(rest, symbols)
         advantage = losses - self.baseline(losses)
         score = jnp.mean(advantage * joint_log_prob(logits, symbols), 0)

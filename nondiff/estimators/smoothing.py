@@ -11,10 +11,10 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count, check_positive
 from nondiff.core.estimator import (
     AbstractEstimator,
@@ -76,7 +76,7 @@ class Smoothing(AbstractEstimator):
     ) -> Float[Array, " cases"]:
         del decision
         here = jax.lax.stop_gradient(logits)
-        noise = jr.normal(key, (self.pairs, *logits.shape), logits.dtype)
+        noise = words.normal(words.shaped(key, (self.pairs, *logits.shape))).astype(logits.dtype)
         moved = jnp.concatenate([here + self.sigma * noise, here - self.sigma * noise])
         losses = losses_of(rest, jax.vmap(decide)(moved))
         change = losses[: self.pairs] - losses[self.pairs :]

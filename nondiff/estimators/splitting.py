@@ -11,9 +11,9 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.estimator import AbstractEstimator, Decide, Heuristic, Rest, argmax, joint_log_prob, losses_of
 
@@ -56,7 +56,7 @@ class Splitting(AbstractEstimator):
     ) -> Float[Array, " cases"]:
         del decision, decide
         here = jax.lax.stop_gradient(logits)
-        drawn = jr.categorical(key, here, shape=(self.samples, *here.shape[:-1])).astype(jnp.int32)
+        drawn = words.categories(key, here, self.samples).astype(jnp.int32)
         likeliest = argmax(here).astype(jnp.int32)
         n = here.shape[-1]
         proposals = jnp.concatenate([likeliest[None], drawn, edits(likeliest, n), edits(drawn[0], n)])

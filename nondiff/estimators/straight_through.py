@@ -11,9 +11,9 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_positive
 from nondiff.core.estimator import AbstractEstimator, Decide, Heuristic, Rest, slope_of
 
@@ -79,7 +79,7 @@ class GumbelSoftmax(AbstractRelaxation):
         check_positive("GumbelSoftmax", "temperature", self.temperature)
 
     def __call__(self, logits: Array, *, key: Key[Array, ""]) -> tuple[Array, Array]:
-        noisy = logits + jr.gumbel(key, logits.shape, logits.dtype)
+        noisy = logits + words.gumbel(words.shaped(key, logits.shape)).astype(logits.dtype)
         return noisy, jax.nn.softmax(noisy / self.temperature)
 
 

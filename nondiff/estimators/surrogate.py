@@ -14,6 +14,7 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.estimator import AbstractEstimator, Decide, Heuristic, Rest, losses_of
 
@@ -42,7 +43,7 @@ class LossModel(eqx.Module):
             check_count("LossModel", name, value)
         check_count("LossModel", "context", context, least=0)
         self.context = context
-        k_hidden, k_out = jr.split(key)
+        k_hidden, k_out = words.split(key)
         self.hidden = eqx.nn.Linear(parts * symbols + context, width, key=k_hidden)
         self.out = eqx.nn.Linear(width, "scalar", key=k_out)
 
@@ -110,12 +111,14 @@ class Surrogate(AbstractEstimator):
                     f"`Surrogate.given(answers)` has shape {list(x.shape)}; expected one row for each of "
                     f"{logits.shape[0]} cases."
                 )
-        k_sharp, k_beliefs, k_symbols = jr.split(key, 3)
+        k_words, k_beliefs = words.split(key)
         here = jnp.broadcast_to(jax.lax.stop_gradient(logits), (self.samples, *logits.shape))
-        alpha = jr.choice(k_sharp, jnp.array(CONCENTRATIONS, logits.dtype), (*here.shape[:-1], 1))
+        both = (2 * self.samples, *logits.shape)
+        w_sharp, w_symbols = words.pieces(k_words, [(*here.shape[:-1], 1), both])
+        alpha = jnp.array(CONCENTRATIONS, logits.dtype)[words.below(w_sharp, len(CONCENTRATIONS))]
         random = jr.loggamma(k_beliefs, jnp.broadcast_to(alpha, here.shape))  # normalised: a Dirichlet draw
         log_beliefs = jax.nn.log_softmax(jnp.concatenate([here, random]))
-        symbols = jr.categorical(k_symbols, log_beliefs).astype(jnp.int32)
+        symbols = words.category(w_symbols, log_beliefs).astype(jnp.int32)
         success = losses_of(rest, symbols) <= self.tolerance
         seen = jax.vmap(lambda b: self._log_odds(self.net, b))(jnp.exp(log_beliefs))
         fit = jnp.mean(jax.nn.softplus(jnp.where(success, -seen, seen)), 0)  # the cross-entropy to what happened

@@ -6,11 +6,11 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.problem import AbstractProblem, Batch, Params, piece, starting_point
 from nondiff.core.tree import is_none
@@ -194,14 +194,13 @@ class Supervised(AbstractProblem):
 
     def _shuffled(self, key: Key[Array, ""], epoch: Int[Array, ""]) -> Int[Array, " n"]:
         """Of which rows each batch of an epoch is made, one batch after the other."""
-        key = jr.fold_in(key, epoch)
+        drawn = words.words(words.fold_in(key, epoch), self._rows)
         if self.shards is None or self.batch_size is None:
-            return jr.permutation(key, self._rows)
+            return words.permutation(drawn)
         each = self.batch_size // self.shards
         batches = self._rows // self.shards // each
         parts = [piece(self._rows, i, self.shards) for i in range(self.shards)]
-        keys = jr.split(key, self.shards)
-        orders = [p.start + jr.permutation(k, p.stop - p.start) for p, k in zip(parts, keys, strict=True)]
+        orders = [p.start + words.permutation(drawn[p.start : p.stop]) for p in parts]
         return jnp.stack([x[: batches * each].reshape(batches, each) for x in orders], 1).ravel()
 
     def rows(self, batch: Batch, number: int, of: int) -> tuple[Batch, int]:

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, Key
 
+from nondiff.core import words
 from nondiff.core.problem import AbstractProblem, Batch, Params
 from nondiff.core.unroll import WindowLoss
 from nondiff.core.window import Sequences, Window
@@ -77,7 +77,7 @@ class AbstractWindows(AbstractProblem):
 
     def init_state(self, *, key: Key[Array, ""]) -> Carried:
         zero, progress = jnp.zeros((), jnp.int32), self.start()
-        sequences = self.draw(progress, key=jr.fold_in(key, 0))
+        sequences = self.draw(progress, key=words.fold_in(key, 0))
         state = self.loss_of.first(sequences.weights.shape[0])
         return Carried(sequences, zero, state, jnp.zeros(()), zero, progress, key)
 
@@ -96,7 +96,7 @@ class AbstractWindows(AbstractProblem):
     def _next(self, state: Carried) -> Carried:
         """New sequences."""
         progress, drawn = self.learned(state.progress, state.score), state.drawn + 1
-        sequences = self.draw(progress, key=jr.fold_in(state.key, drawn))
+        sequences = self.draw(progress, key=words.fold_in(state.key, drawn))
         return Carried(
             sequences, jnp.zeros_like(state.at), state.state, jnp.zeros_like(state.score), drawn, progress, state.key
         )

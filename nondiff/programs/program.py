@@ -6,11 +6,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Int, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.code import Code
 from nondiff.core.domain import Real
@@ -122,9 +122,9 @@ class Program(eqx.Module):
 
     def init(self, key: Key[Array, ""]) -> Genome:
         """A random program; constants are normal."""
-        k_code, k_constants = jr.split(key)
-        code = jr.randint(k_code, (self.length, 3), 0, jnp.asarray(self.instructions.sizes))
-        return Genome(code, jr.normal(k_constants, (self._constants,)) if self._constants else None)
+        w_code, w_constants = words.pieces(key, [(self.length, 3), (self._constants,)])
+        code = words.below(w_code, jnp.asarray(self.instructions.sizes)).astype(int)
+        return Genome(code, words.normal(w_constants).astype(float) if self._constants else None)
 
     def __call__(self, params: Genome, x: Any) -> Any:
         """What the set's `result` says: `[cases]`, or `[cases, places]`; of a list `([cases, capacity], lengths)`.

@@ -10,6 +10,7 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.compiled import STEPS, compiled
 from nondiff.core.evaluator import AbstractEvaluator
@@ -108,7 +109,7 @@ class HeldOut(AbstractCallback):
 
 
 def _loss(problem: AbstractProblem, evaluator: AbstractEvaluator, params: Params, key: Key[Array, ""]) -> Array:
-    k_state, k_batch, k_loss = jr.split(key, 3)
+    k_state, k_batch, k_loss = words.split(key, 3)
     batch = problem.batch(problem.init_state(key=k_state), key=k_batch)
     query = Query(Population(params, jnp.zeros(1), Centre()), none_like(params), k_loss[None])
     return evaluator.evaluate(problem, query, batch).loss[0]

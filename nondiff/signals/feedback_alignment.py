@@ -9,6 +9,7 @@ import equinox as eqx
 import jax.random as jr
 from jaxtyping import Array
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.problem import Params
 from nondiff.core.signal import AbstractSignal, Seen, Source
@@ -41,6 +42,6 @@ class FeedbackAlignment(AbstractSignal):
         del own
         error = flat(came)
         width = math.prod(h.shape[1:])
-        key = jr.fold_in(jr.key(self.seed), seen.place.number)
-        back = jr.normal(key, (error.shape[1], width), h.dtype) / math.sqrt(error.shape[1])
+        key = words.fold_in(jr.key(self.seed), seen.place.number)
+        back = words.normal(words.shaped(key, (error.shape[1], width))).astype(h.dtype) / math.sqrt(error.shape[1])
         return (error @ back).reshape(h.shape)

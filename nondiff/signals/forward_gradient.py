@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.problem import Params
 from nondiff.core.signal import AbstractSignal, Seen, Source
@@ -42,8 +42,8 @@ class ForwardGradient(AbstractSignal):
         del own
 
         def change(key: Key[Array, ""]) -> Array:
-            v = jr.normal(key, h.shape, h.dtype)
+            v = words.normal(words.shaped(key, h.shape)).astype(h.dtype)
             slope = jax.jvp(came, (h,), (v,))[1]
             return slope.reshape(-1, *[1] * (h.ndim - 1)) * v
 
-        return jnp.mean(jax.vmap(change)(jr.split(seen.key, self.samples)), 0)
+        return jnp.mean(jax.vmap(change)(words.split(seen.key, self.samples)), 0)

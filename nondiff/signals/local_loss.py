@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_share
 from nondiff.core.layers import affine
 from nondiff.core.problem import Params
@@ -55,10 +55,12 @@ class LocalLoss(AbstractSignal):
                 f"and this chain gives {outputs}."
             )
         width = math.prod(place.activations.shape[1:])
-        own = {"read": self.net.init(width, math.prod(outputs.shape[1:]), key=key)}
+        k_net, k_turn = words.split(key)
+        own = {"read": self.net.init(width, math.prod(outputs.shape[1:]), key=k_net)}
         if self.similarity:
             width_of("LocalLoss(similarity=...)", place)
-            own["turn"] = {"w": jr.normal(key, (width, width)) / math.sqrt(width), "b": jnp.zeros(width)}
+            turn = words.normal(words.shaped(k_turn, (width, width))).astype(float) / math.sqrt(width)
+            own["turn"] = {"w": turn, "b": jnp.zeros(width)}
         return own
 
     def gradient(self, own: Params, h: Array, seen: Seen, came: Any) -> Array:

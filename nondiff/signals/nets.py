@@ -6,9 +6,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.layers import affine
 from nondiff.core.problem import Params
@@ -55,7 +55,8 @@ class Hidden(AbstractNet):
         check_count("Hidden", "width", self.width)
 
     def init(self, inputs: int, outputs: int, *, key: Key[Array, ""]) -> Params:
-        first = {"w": jr.normal(key, (inputs, self.width)) * (2.0 / inputs) ** 0.5, "b": jnp.zeros(self.width)}
+        w = words.normal(words.shaped(key, (inputs, self.width))).astype(float) * (2.0 / inputs) ** 0.5
+        first = {"w": w, "b": jnp.zeros(self.width)}
         return {"first": first, "last": Linear().init(self.width, outputs, key=key)}
 
     def __call__(self, params: Any, x: Array) -> Array:

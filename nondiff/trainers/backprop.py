@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Key, PyTree
 
+from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.population import Centre, Population
 from nondiff.core.problem import Params
@@ -62,7 +62,7 @@ class Backprop(AbstractTrainer[_State]):
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:
         population = Population(state.params, jnp.zeros(self.samples), Centre())
-        keys = jr.split(key, self.samples)
+        keys = words.split(key, self.samples)
         return Query(population, none_like(state.params), keys, wants=Wants(mean_gradient=True))
 
     def tell(self, state: _State, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[_State, Metrics]:

@@ -5,11 +5,11 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from nondiff.core import words
 from nondiff.core.checks import check_count, check_number, check_positive
 from nondiff.core.domain import Real
 from nondiff.core.population import Population
@@ -77,9 +77,9 @@ def question(
     trainer: Any, mean: Mean, sigma: PyTree, sampler: Gaussian, weighting: AbstractWeighting, key: Key[Array, ""]
 ) -> Query:
     """The losses of a cloud; the two of a pair share their evaluation's noise."""
-    k_noise, k_evaluation = jr.split(key)
+    k_noise, k_evaluation = words.split(key)
     each = pairs(trainer.population, antithetic=sampler.antithetic)
-    keys = jr.split(k_evaluation, trainer.population)[each.pair]
+    keys = words.split(k_evaluation, trainer.population)[each.pair]
     if trainer.compute_dtype is not None:  # what is learned may outgrow it
         mean = check_visible(trainer, mean, jtu.tree_map(lambda _, s: typical_width(s), mean.point, sigma))
     members = Population(Shared(mean.point, sigma, k_noise, mean.domain), each, sampler)

@@ -13,12 +13,11 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Key, PyTree
 
-from nondiff.core import calls
+from nondiff.core import calls, words
 from nondiff.core.checks import check_count
 from nondiff.core.exact import exactly, is_exact
 from nondiff.core.problem import Params
@@ -131,7 +130,7 @@ class Consensus(AbstractTrainer[_State]):
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
         check_real("Consensus", params, domain)
-        inner = tuple(calls.init(self.inner, params, domain, k) for k in jr.split(key, self.shards))
+        inner = tuple(calls.init(self.inner, params, domain, k) for k in words.split(key, self.shards))
         # On the host 64 bits, where the parameters have them.
         array = np.array if is_exact(params) else jnp.asarray
         nothing = jtu.tree_map(lambda x: x * 0, params)
@@ -141,7 +140,7 @@ class Consensus(AbstractTrainer[_State]):
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> list[PyTree[Query]]:
         question = []
-        for i, k in enumerate(jr.split(key, self.shards)):
+        for i, k in enumerate(words.split(key, self.shards)):
             # eq. 7.6
             quadratic = Quadratic(jtu.tree_map(lambda z, u: z - u, state.z, state.u[i]), state.now.rho)
 
@@ -157,7 +156,7 @@ class Consensus(AbstractTrainer[_State]):
     def tell(
         self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
     ) -> tuple[_State, Metrics]:
-        keys = jr.split(key, self.shards)
+        keys = words.split(key, self.shards)
         told = [calls.tell(self.inner, *each) for each in zip(state.inner, query, answer, keys, strict=True)]
         x = tuple(self.inner.params(new) for new, _ in told)
         ok = [_succeeded(answers(a), p) for a, p in zip(answer, x, strict=True)]

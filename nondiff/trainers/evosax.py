@@ -15,17 +15,17 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from nondiff.core import words
 from nondiff.core.checks import check_count, check_positive
 from nondiff.core.population import Points, Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_optimizer, check_real
-from nondiff.core.tree import none_like, select, split_like
+from nondiff.core.tree import none_like, select
 
 LARGE = 1e9
 """Losses beyond it are told by their logarithm: in the same order, and sums of their squares stay finite."""
@@ -161,15 +161,15 @@ class Evosax(AbstractTrainer[_State]):
         scale = jnp.asarray(self.scale, float)
 
         def sample(key: Key[Array, ""]) -> Array:
-            keys = split_like(key, params)
-            point = jtu.tree_map(lambda x, d, k: d.sample(x, scale, key=k), params, domain, keys)
+            drawn = words.like(key, params)
+            point = jtu.tree_map(lambda x, d, w: d.sample(x, scale, words=w), params, domain, drawn)
             return _vector(point, domain)
 
-        return jax.vmap(sample)(jr.split(key, n)).at[0].set(_vector(params, domain))
+        return jax.vmap(sample)(words.split(key, n)).at[0].set(_vector(params, domain))
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
         check_real("Evosax", params, domain)
-        k_start, k_init = jr.split(key)
+        k_start, k_init = words.split(key)
         start = self._around(params, domain, self.population if self._selects else self._populations, k_start)
         algorithm, settings = self._algorithm(start[0])
         if self._selects:  # for the shapes; the first step draws its population, and begins anew with its losses
@@ -179,7 +179,7 @@ class Evosax(AbstractTrainer[_State]):
         return _State(params, domain, inner, jnp.asarray(not self._selects))
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:
-        k_first, k_points, k_evaluation = jr.split(key, 3)
+        k_first, k_points, k_evaluation = words.split(key, 3)
         algorithm, settings = self._algorithm(_vector(state.params, state.domain))
         points, inner = algorithm.ask(k_points, state.inner, settings)
         if self._selects:

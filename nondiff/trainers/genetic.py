@@ -12,17 +12,18 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Bool, Int, Key, PyTree, UInt
 
+from nondiff.core import words
 from nondiff.core.checks import check_count, check_positive
 from nondiff.core.domain import AbstractDomain, Real, is_domain
 from nondiff.core.population import AbstractSampler, Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, Wants
 from nondiff.core.trainer import AbstractTrainer, Metrics, at
-from nondiff.core.tree import none_like, split_like
+from nondiff.core.tree import none_like
+from nondiff.core.words import below, chance
 from nondiff.trainers.selection import AbstractSelection, Tournament, scores
 
 
@@ -30,8 +31,11 @@ class AbstractCrossover(eqx.Module):
     """Which coordinates of a leaf come from the second parent."""
 
     @abc.abstractmethod
-    def mask(self, shape: tuple[int, ...], *, key: Key[Array, ""]) -> Array:
-        """True where the second parent is taken."""
+    def mask(self, words: UInt[Array, "*leaf"]) -> Bool[Array, "*leaf"]:
+        """True where the second parent is taken.
+
+        `words` are random bits, one word of 32 for each coordinate; `nondiff.core.words` makes numbers of them.
+        """
 
 
 class UniformCrossover(AbstractCrossover):
@@ -43,16 +47,19 @@ class UniformCrossover(AbstractCrossover):
         if not 0 <= self.probability <= 1:
             raise ValueError(f"`UniformCrossover(probability={self.probability})`: expected a number from 0 to 1.")
 
-    def mask(self, shape: tuple[int, ...], *, key: Key[Array, ""]) -> Array:
-        return jr.bernoulli(key, self.probability, shape)
+    def mask(self, words: UInt[Array, "*leaf"]) -> Bool[Array, "*leaf"]:
+        return chance(words, self.probability)
 
 
 class OnePointCrossover(AbstractCrossover):
     """Everything after a random place along the first axis: what stands together stays together."""
 
-    def mask(self, shape: tuple[int, ...], *, key: Key[Array, ""]) -> Array:
+    def mask(self, words: UInt[Array, "*leaf"]) -> Bool[Array, "*leaf"]:
+        shape = words.shape
+        if words.size == 0:
+            return jnp.zeros(shape, bool)
         n = shape[0] if shape else 1
-        after = jnp.arange(n) >= jr.randint(key, (), 0, n + 1)
+        after = jnp.arange(n) >= below(words.ravel()[0], n + 1)
         return jnp.broadcast_to(after.reshape(-1, *[1] * (len(shape) - 1)) if shape else after[0], shape)
 
 
@@ -79,18 +86,19 @@ class _Children(AbstractSampler):
 
     def build(self, shared: _Shared, drawn: _Each) -> Params:
 
-        def vary(archive: Array, domain: AbstractDomain, rate: Any, scale: Array, key: Key[Array, ""]) -> Array:
-            k_cross, k_where, k_step = jr.split(key, 3)
+        def vary(archive: Array, domain: AbstractDomain, rate: Any, scale: Array, words: Array) -> Array:
+            w_cross, w_where, w_step = words
             parent = child = archive[drawn.first]
             if self.crossover is not None:
-                child = jnp.where(self.crossover.mask(child.shape, key=k_cross), archive[drawn.second], child)
-            moved = domain.neighbour(child, scale, key=k_step)
+                child = jnp.where(self.crossover.mask(w_cross), archive[drawn.second], child)
+            moved = domain.neighbour(child, scale, words=w_step)
             if rate is not None:
-                moved = jnp.where(jr.bernoulli(k_where, rate, child.shape), moved, child)
+                moved = jnp.where(chance(w_where, rate), moved, child)
             return jnp.where(drawn.copy, parent, moved)
 
-        keys = split_like(drawn.key, shared.parents)
-        return jtu.tree_map(vary, shared.parents, shared.domain, shared.rate, shared.scale, keys)
+        one = jtu.tree_map(lambda archive: archive[0], shared.parents)
+        drawn_words = words.like(drawn.key, one, 3)
+        return jtu.tree_map(vary, shared.parents, shared.domain, shared.rate, shared.scale, drawn_words)
 
 
 class _State(eqx.Module):
@@ -185,20 +193,21 @@ class Genetic(AbstractTrainer[_State]):
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
         alone = _State(jtu.tree_map(lambda x: x[None], params), domain, jnp.zeros((), jnp.int32))
 
-        def some(x: Array, d: AbstractDomain, scale: Array, key: Key[Array, ""]) -> Array:
-            more = jax.vmap(lambda k: d.sample(x, scale, key=k))(jr.split(key, self._parents - 1))
+        def some(x: Array, d: AbstractDomain, scale: Array, drawn: Array) -> Array:
+            more = jax.vmap(lambda words: d.sample(x, scale, words=words))(drawn)
             return jnp.concatenate([x[None], more])
 
-        parents = jtu.tree_map(some, params, domain, self._scales(alone), split_like(key, params))
+        drawn = jax.vmap(lambda k: words.like(k, params))(words.split(key, self._parents - 1))
+        parents = jtu.tree_map(some, params, domain, self._scales(alone), drawn)
         return _State(parents, domain, alone.step)
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:
-        k_first, k_second, k_vary, k_evaluation = jr.split(key, 4)
+        k_parents, k_vary, k_evaluation = words.split(key, 3)
         n, mu = self.population, self._parents
         i = jnp.arange(n)
         elite = i < self.elite
-        first = jnp.where(elite, i, jr.randint(k_first, (n,), 0, mu))
-        each = _Each(first, jr.randint(k_second, (n,), 0, mu), elite, jr.split(k_vary, n))
+        first, second = below(words.shaped(k_parents, (2, n)), mu)
+        each = _Each(jnp.where(elite, i, first), second, elite, words.split(k_vary, n))
         shared = _Shared(state.parents, state.domain, self._rates(state), self._scales(state))
         keys = jnp.broadcast_to(k_evaluation, (n,))  # common random numbers: members are compared
         population = Population(shared, each, _Children(self.crossover))

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, Int, Key, PyTree
 
+from nondiff.core import words
 from nondiff.core.checks import check_count, check_positive, check_share
 from nondiff.core.code import Code
 from nondiff.core.domain import AbstractDomain, Real, is_domain
@@ -22,7 +22,7 @@ from nondiff.core.population import Points, Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, Wants
 from nondiff.core.trainer import AbstractTrainer, Metrics
-from nondiff.core.tree import none_like, shape_of, split_like
+from nondiff.core.tree import none_like, shape_of
 from nondiff.trainers.selection import AbstractSelection, Lexicase, scores
 from nondiff.trainers.variation import add_and_delete, change, splice
 
@@ -116,11 +116,12 @@ class GeneticProgramming(AbstractTrainer[_State]):
                 "the starting point; use a larger population."
             )
 
-        def some(x: Array, some: Array, d: AbstractDomain, key: Key[Array, ""]) -> Array:
+        def some(x: Array, some: Array, d: AbstractDomain, drawn: Array) -> Array:
             scale = jnp.asarray(self.scale)
-            return jnp.concatenate([some, jax.vmap(lambda k: d.sample(x, scale, key=k))(jr.split(key, rest))])
+            return jnp.concatenate([some, jax.vmap(lambda words: d.sample(x, scale, words=words))(drawn)])
 
-        members = jtu.tree_map(some, params, given, domain, split_like(key, params))
+        drawn = jax.vmap(lambda k: words.like(k, params))(words.split(key, rest))
+        members = jtu.tree_map(some, params, given, domain, drawn)
         zero = jnp.zeros((), jnp.int32)
         return _State(members, zero, domain, zero)
 
@@ -139,7 +140,7 @@ class GeneticProgramming(AbstractTrainer[_State]):
             return x.reshape(self.islands, n, *x.shape[1:])
 
         parts = jtu.tree_map(on_islands, (members, scores(self.selection, answer), jnp.asarray(answer.ranked), lines))
-        keys = jr.split(key, self.islands)
+        keys = words.split(key, self.islands)
         following = jax.vmap(lambda part, key: self._bred(part, state.domain, key=key))(parts, keys)
         if self.islands > 1:
             following = self._migrated(following, (state.step + 1) % self.migrate_every == 0)
@@ -151,36 +152,40 @@ class GeneticProgramming(AbstractTrainer[_State]):
         """The next programs of an island: its best, and children of those that were selected."""
         members, seen, losses, lines = part
         n = losses.shape[0]
-        k_select, k_first, k_second, k_vary = jr.split(key, 4)
+        k_select, k_parents, k_vary = words.split(key, 3)
         parents = self.selection(seen, max(n // 2, 1), key=k_select)
-        first = parents[jr.randint(k_first, (n,), 0, len(parents))]
-        second = parents[jr.randint(k_second, (n,), 0, len(parents))]
+        first, second = parents[words.below(words.shaped(k_parents, (2, n)), len(parents))]
         best = jnp.lexsort((lines, losses))[0]
 
         def child(i: Array, j: Array, key: Key[Array, ""]) -> Params:
             one, other = (jtu.tree_map(lambda x: x[at], members) for at in (i, j))
             return self._child(one, other, domain, key=key)
 
-        children = jax.vmap(child)(first, second, jr.split(k_vary, n))
+        children = jax.vmap(child)(first, second, words.split(k_vary, n))
         return jtu.tree_map(lambda x, m: x.at[0].set(m[best]), children, members)
 
     def _child(self, one: Params, other: Params, domain: PyTree, *, key: Key[Array, ""]) -> Params:
-        k_leaves, k_mutate = jr.split(key)
+        k_leaves, k_mutate = (key, None) if self.mutate is None else words.split(key)
 
-        def vary(x: Array, y: Array, d: AbstractDomain, key: Key[Array, ""]) -> Array:
-            k_whether, k_cross, k_change, k_add = jr.split(key, 4)
-            crossed = jr.bernoulli(k_whether, self.crossover)
+        # A child's whole need is one draw: four pieces for each leaf, in the order of the leaves.
+        shapes: list[tuple[int, ...]] = []
+        jtu.tree_map(lambda x, d: shapes.extend(_needed(x, d)), one, domain)
+        drawn = iter(words.pieces(k_leaves, shapes))
+
+        def vary(x: Array, y: Array, d: AbstractDomain) -> Array:
+            w_whether, w_cross, w_change, w_add = (next(drawn) for _ in range(4))
+            crossed = words.chance(w_whether, self.crossover)
             if isinstance(d, Code):
-                x = jnp.where(crossed, splice(x, y, key=k_cross), x)
+                x = jnp.where(crossed, splice(x, y, words=w_cross), x)
                 length = jnp.maximum(jnp.sum(x[:, 0] != 0), 1)
-                x = change(x, d, jnp.minimum(self.change / length, 1.0), key=k_change)
-                return add_and_delete(x, d, jnp.minimum(self.add / length, 1.0), key=k_add)
-            x = jnp.where(crossed & jr.bernoulli(k_cross, 0.5, x.shape), y, x)
-            moved = d.neighbour(x, jnp.asarray(self.scale), key=k_change)
+                x = change(x, d, jnp.minimum(self.change / length, 1.0), words=w_change)
+                return add_and_delete(x, d, jnp.minimum(self.add / length, 1.0), words=w_add)
+            x = jnp.where(crossed & words.chance(w_cross, 0.5), y, x)
+            moved = d.neighbour(x, jnp.asarray(self.scale), words=w_change)
             rate = 1.0 if isinstance(d, Real) else 1.0 / max(x.size, 1)
-            return jnp.where(jr.bernoulli(k_add, rate, x.shape), moved, x)
+            return jnp.where(words.chance(w_add, rate), moved, x)
 
-        child = jtu.tree_map(vary, one, other, domain, split_like(k_leaves, one))
+        child = jtu.tree_map(vary, one, other, domain)
         if self.mutate is None:
             return child
         changed = self.mutate(child, k_mutate)
@@ -197,6 +202,14 @@ class GeneticProgramming(AbstractTrainer[_State]):
 
     def params(self, state: _State) -> Params:
         return jtu.tree_map(lambda x: x[state.best], state.members)
+
+
+def _needed(x: Array, d: AbstractDomain) -> list[tuple[int, ...]]:
+    """Words for the variation of a leaf: whether it is crossed, crossover, change, and what is added or moved."""
+    if isinstance(d, Code):
+        length, columns = x.shape
+        return [(), (2,), (length, columns + 3), (length, columns + 4)]
+    return [(), x.shape, x.shape, x.shape]
 
 
 def _shown(tree: Params) -> str:

@@ -5,11 +5,10 @@ import math
 from typing import Any
 
 import equinox as eqx
-import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, Key, PyTree
 
-from nondiff.core import calls
+from nondiff.core import calls, words
 from nondiff.core.problem import Params
 from nondiff.core.query import Query, map_queries
 from nondiff.core.trainer import AbstractTrainer, check_trainers
@@ -38,7 +37,7 @@ def traceable(trainers: Trainers) -> bool:
 
 def keys_of(trainers: Trainers, key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
     """One for each part."""
-    return dict(zip(sorted(trainers), jr.split(key, len(trainers)), strict=True))
+    return dict(zip(sorted(trainers), words.split(key, len(trainers)), strict=True))
 
 
 def begin(trainers: Trainers, labels: PyTree, params: Params, domain: PyTree, key: Key[Array, ""]) -> States:

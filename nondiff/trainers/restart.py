@@ -13,19 +13,18 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from nondiff.core import calls
+from nondiff.core import calls, words
 from nondiff.core.checks import check_count
 from nondiff.core.domain import AbstractDomain, Leaf, Real
 from nondiff.core.exact import exactly
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, answers, evaluations
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
-from nondiff.core.tree import select, split_like
+from nondiff.core.tree import select
 from nondiff.trainers.schedules import IPOP, AbstractSchedule, Try
 from nondiff.trainers.stall import AbstractCriterion, Never
 
@@ -158,7 +157,7 @@ class Restart(AbstractTrainer[_State]):
         return (every,) if self.steps is None else (every, f"a try has done its {self.steps} steps")
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
-        k_try, k_size = jr.split(key)
+        k_try, k_size = words.split(key)
         plan = None
         if not self.schedule.alike:
             first = calls.ask(self.inner, calls.init(self.inner, params, domain, k_size), k_size)
@@ -174,7 +173,7 @@ class Restart(AbstractTrainer[_State]):
     def tell(
         self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
     ) -> tuple[_State, Metrics]:
-        k_tell, k_try, k_point = jr.split(key, 3)
+        k_tell, k_try, k_point = words.split(key, 3)
         trainer = self._trainer(state)
         inner, metrics = calls.tell(trainer, state.inner, query, answer, k_tell)
         here = jnp if self.traceable else np
@@ -216,10 +215,10 @@ class Restart(AbstractTrainer[_State]):
 
     def _begin(self, state: _State, point: Params, key: Key[Array, ""]) -> _State:
         """The state at the beginning of the next try."""
-        k_dice, k_inner = jr.split(key)
+        k_dice, k_inner = words.split(key)
         plan = state.plan
         if plan is not None:
-            dice = np.asarray(jr.uniform(k_dice, (2,)), float)
+            dice = np.asarray(words.uniform(words.words(k_dice, 2)), float)
             spent = int(plan.spent[1]), int(plan.spent[0])
             now, is_large = self.schedule(int(plan.large), spent, int(plan.last), dice)
             plan = plan._replace(now=now, is_large=is_large, large=plan.large + is_large, used=0)
@@ -271,8 +270,8 @@ def _watched(on: AbstractCriterion, state: Any, mean: Any, best: Any) -> tuple[A
 def _anew(start: Params, domain: PyTree, key: Key[Array, ""]) -> Params:
     """Where a try begins: anywhere between two bounds, else where the first one began."""
 
-    def one(x: Leaf, d: AbstractDomain, k: Key[Array, ""]) -> Leaf:
+    def one(x: Leaf, d: AbstractDomain, drawn: Array) -> Leaf:
         bounded = not isinstance(d, Real) or (d.lo is not None and d.hi is not None)
-        return d.sample(x, jnp.ones(()), key=k).astype(x.dtype) if bounded else x
+        return d.sample(x, jnp.ones(()), words=drawn).astype(x.dtype) if bounded else x
 
-    return jtu.tree_map(one, start, domain, split_like(key, start))
+    return jtu.tree_map(one, start, domain, words.like(key, start))

@@ -6,9 +6,9 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
+from nondiff.core import words
 from nondiff.core.checks import check_count, check_number, check_positive
 from nondiff.core.query import Evaluation
 
@@ -52,7 +52,7 @@ class Tournament(AbstractSelection):
         check_count("Tournament", "size", self.size)
 
     def __call__(self, losses: Array, n: int, *, key: Key[Array, ""]) -> Array:
-        entrants = jr.randint(key, (n, self.size), 0, losses.size)
+        entrants = words.below(words.shaped(key, (n, self.size)), losses.size)
         return jnp.take_along_axis(entrants, jnp.argmin(losses[entrants], 1)[:, None], 1)[:, 0]
 
 
@@ -91,16 +91,16 @@ class Lexicase(AbstractSelection):
         slack = _deviation(by_case) if self.epsilon is None else jnp.full(len(by_case), self.epsilon)
 
         def one(key: Key[Array, ""]) -> Array:
-            k_order, k_rest = jr.split(key)
+            w_order, w_rest = words.pieces(key, [(len(by_case),), (len(losses),)])
 
             def filtered(alive: Array, case: Array) -> tuple[Array, None]:
                 here = jnp.where(alive, by_case[case], jnp.inf)
                 return alive & (here <= jnp.min(here) + slack[case]), None
 
-            alive, _ = jax.lax.scan(filtered, jnp.ones(losses.shape[0], bool), jr.permutation(k_order, len(by_case)))
-            return jnp.argmax(jnp.where(alive, jr.uniform(k_rest, alive.shape), -1.0))
+            alive, _ = jax.lax.scan(filtered, jnp.ones(losses.shape[0], bool), words.permutation(w_order))
+            return jnp.argmax(jnp.where(alive, words.uniform(w_rest), -1.0))
 
-        return jax.vmap(one)(jr.split(key, n))
+        return jax.vmap(one)(words.split(key, n))
 
 
 def _deviation(by_case: Float[Array, "cases pop"]) -> Float[Array, " cases"]:
@@ -141,8 +141,9 @@ class DALex(AbstractSelection):
         held = jnp.where(finite, losses / largest, 2 * jnp.abs(worst / largest) + 1)  # a failure is worse than others
         spread = jnp.std(held, 0)
         standard = (held - jnp.mean(held, 0)) / jnp.where(spread > 0, spread, 1.0)
-        k_weights, k_rest = jr.split(key)
-        weights = jax.nn.softmax(self.pressure * jr.normal(k_weights, (losses.shape[1], n)), axis=0)
+        members, cases = losses.shape
+        w_weights, w_rest = words.pieces(key, [(cases, n), (members, n)])
+        weights = jax.nn.softmax(self.pressure * words.normal(w_weights), axis=0)
         sums = standard @ weights
         equal = sums <= jnp.min(sums, axis=0)
-        return jnp.argmax(jnp.where(equal, jr.uniform(k_rest, sums.shape), -1.0), axis=0)
+        return jnp.argmax(jnp.where(equal, words.uniform(w_rest), -1.0), axis=0)
