@@ -94,7 +94,7 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def crew(cluster: None) -> Callable[[int], nd.Ray]:
     """So many workers, which the tests share: those with equal arguments are the same ones."""
-    return lambda workers: nd.Ray(workers=workers, chunk=4)
+    return lambda workers: nd.Ray(workers=workers, chunk=4, tries=4)  # `killing` may hit one chunk three times
 
 
 def processes(folder: str) -> list[int]:

@@ -146,6 +146,6 @@ def test_parts_are_attributes() -> None:
     modules(
         "import nondiff",
         "assert nondiff.testing.check_trainer.__module__ == 'nondiff.testing.trainer'",
-        "assert nondiff.estimators.opaque.last_failure() is None",
+        "assert nondiff.core.failures.last_failure() is None",
         "assert nondiff.core.tree.is_none(None) and nondiff.trainers.OpenES is nondiff.OpenES",
     )

@@ -1,5 +1,10 @@
 """`minimise` finds known minima within its budget, and counts what it spends."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -9,6 +14,7 @@ import pytest
 
 import nondiff
 from nondiff import Categorical, Integer, Real, minimise
+from nondiff.testing import count_compilations
 
 
 def sphere(x: jax.Array) -> jax.Array:
@@ -182,3 +188,44 @@ def test_any_trainer_serves() -> None:
 def test_what_it_refuses(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         minimise(sphere, jnp.ones(2), **options)
+
+
+COLD = """
+import numpy as np, nondiff
+from nondiff.testing import count_compilations
+with count_compilations() as compiled:
+    result = nondiff.minimise(lambda x: float(((x - 1) ** 2).sum()), np.zeros(10), evaluations=2_000)
+assert result.loss < 1e-9, result.loss
+print(len(compiled))
+"""
+
+
+def test_a_search_of_a_python_function_compiles_nothing() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(nondiff.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True, env=environment)
+    assert done.stdout == "0\n", done.stderr
+
+
+def _sphere_on_host(x: np.ndarray) -> float:
+    return float(np.sum(x**2))
+
+
+def _of_category(p: dict) -> float:
+    return (p["n"] - 3) ** 2 + (p["kind"] != 2)
+
+
+@pytest.mark.parametrize("case", ["python", "category", "jax", "many coordinates"])
+def test_a_second_search_like_the_first_compiles_nothing(case: str) -> None:
+    def search() -> None:
+        if case == "category":
+            domain = {"n": Integer(1, 8), "kind": Categorical(3)}
+            minimise(_of_category, {"n": 1, "kind": 0}, domain=domain, evaluations=200)
+        elif case == "many coordinates":
+            minimise(sphere, np.ones(10_001, np.float32), evaluations=150)
+        else:
+            minimise(sphere if case == "jax" else _sphere_on_host, np.ones(3), evaluations=200)
+
+    search()
+    with count_compilations() as compiled:
+        search()
+    assert not compiled

@@ -190,7 +190,7 @@ def asked(program: Opaque, x) -> jax.Array:
     try:
         return program(jnp.asarray(x))
     except (jax.errors.JaxRuntimeError, ValueError):  # a compiled call that ran before raises the latter
-        raise nondiff.estimators.opaque.last_failure() from None
+        raise nondiff.core.failures.last_failure() from None
 
 
 def answering(answer, out=FLOAT) -> jax.Array:

@@ -17,7 +17,7 @@ import pytest
 
 import nondiff
 from nondiff import Instead, Opaque, OpaqueError
-from nondiff.estimators.opaque import last_failure
+from nondiff.core.failures import last_failure
 
 INT = jax.ShapeDtypeStruct((), jnp.int32)
 pytestmark = pytest.mark.usefixtures("compiled_quickly")

@@ -15,6 +15,7 @@ from helpers import says
 
 import nondiff as nd
 from nondiff.core.step import init
+from nondiff.core.words import shaped
 from nondiff.programs.line import LIMIT
 from nondiff.testing import count_compilations
 from nondiff.trainers.variation import add_and_delete, change, splice
@@ -546,17 +547,17 @@ def test_lines_vary() -> None:
     domain = nd.Code((50, 50, 50))
     lines = jnp.where(jnp.arange(20)[:, None] < 12, 10 + jnp.arange(20)[:, None] * jnp.ones((1, 3), int), 0)
     keys = jr.split(jr.key(0), 2_000)
-    added = jax.vmap(lambda k: add_and_delete(lines, domain, jnp.asarray(0.2), key=k))(keys)
+    added = jax.vmap(lambda k: add_and_delete(lines, domain, jnp.asarray(0.2), words=shaped(k, (20, 7))))(keys)
     counts = np.sum(np.asarray(added)[:, :, 0] != 0, 1)
     assert counts.mean() == pytest.approx(12, abs=0.15)  # 1.2 (1 - 1/6) = 1; new lines may be empty ones, 1 in 50
     kept = [x[np.all(x == x[:, :1], 1) & (x[:, 0] >= 10) & (x[:, 0] < 22), 0] for x in np.asarray(added)]
     assert all(np.all(np.diff(x) > 0) for x in kept)  # in order
-    changed = jax.vmap(lambda k: change(lines, domain, jnp.asarray(0.25), key=k))(keys)
+    changed = jax.vmap(lambda k: change(lines, domain, jnp.asarray(0.25), words=shaped(k, (20, 6))))(keys)
     differing: Any = np.not_equal(changed, lines)
     assert differing.any(2)[:, :12].mean() == pytest.approx(0.25 * (0.5 * (1 - 1e-5) + 0.5 * 0.98), abs=0.01)
     assert not differing[:, 12:].any()
     other = jnp.full((20, 3), 3)
-    spliced = np.asarray(jax.vmap(lambda k: splice(lines, other, key=k))(keys))
+    spliced = np.asarray(jax.vmap(lambda k: splice(lines, other, words=shaped(k, (2,))))(keys))
     inside = np.all(spliced == 3, 2)
     assert np.all(np.abs(np.diff(inside.astype(int), axis=1)).sum(1) <= 2)  # one stretch
     assert np.array_equal(spliced[~inside], np.broadcast_to(lines, spliced.shape)[~inside])

@@ -27,7 +27,33 @@ PARTS = 64
 step; and they are small."""
 
 
-def compiled(fn: Callable[..., Any], *, donate: bool = False, kept: int = PARTS) -> Callable[..., Any]:
+class Compiled:
+    """What `compiled` gives: called as the function."""
+
+    def __init__(self, fn: Callable[..., Any], donate: bool, kept: int):
+        functools.update_wrapper(self, fn)
+        self._programs, self._donate = programs_of(fn, kept), donate
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        arrays, key = apart((args, kwargs))
+        program = self._programs(*key)
+        if not self._donate:
+            return whole(*_finished(program, arrays, []))
+        n = sum(isinstance(x, ARRAYS) for x in jtu.tree_leaves(args[0]))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+            return whole(*_finished(program, arrays[:n], arrays[n:]))
+
+    def traced(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """The jaxpr for arrays, or shapes, like these, and what it returns, in shapes. A call with their like, alone or
+        inside of another program, is not traced again. Not for functions that may overwrite their arguments.
+        """
+        arrays, key = apart((args, kwargs), (*ARRAYS, jax.ShapeDtypeStruct))
+        found = self._programs(*key).trace(arrays, [])
+        return found.jaxpr, whole(*found.out_info)
+
+
+def compiled(fn: Callable[..., Any], *, donate: bool = False, kept: int = PARTS) -> Compiled:
     """`fn`, compiled: traced in its arrays, JAX's and NumPy's, and static in whatever else its arguments hold.
 
     **Arguments:**
@@ -45,20 +71,7 @@ def compiled(fn: Callable[..., Any], *, donate: bool = False, kept: int = PARTS)
     >>> scaled(jnp.ones(2), {"by": 3.0, "name": "threefold"})
     (Array([3., 3.], dtype=float32), 'threefold')
     """
-    programs = programs_of(fn, kept)
-
-    @functools.wraps(fn)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        arrays, key = apart((args, kwargs))
-        program = programs(*key)
-        if not donate:
-            return whole(*_finished(program, arrays, []))
-        n = sum(isinstance(x, ARRAYS) for x in jtu.tree_leaves(args[0]))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-            return whole(*_finished(program, arrays[:n], arrays[n:]))
-
-    return call
+    return Compiled(fn, donate, kept)
 
 
 def _finished(program: Callable[..., Any], staying: list[Any], donated: list[Any]) -> tuple[list[Any], "Rest"]:
@@ -90,7 +103,7 @@ def shapes_of(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return whole(jax.eval_shape(flat, leaves), rest[0])
 
 
-def programs_of(fn: Callable[..., Any], kept: int) -> Callable[..., Callable[..., tuple[list[Any], "Rest"]]]:
+def programs_of(fn: Callable[..., Any], kept: int) -> Callable[..., Any]:
     """What makes the program of a `key` that `apart` gives, or finds it among the last ones: a function of the arrays,
     those that stay and those that may be overwritten."""
 

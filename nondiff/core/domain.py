@@ -70,11 +70,11 @@ class Real(AbstractDomain):
     log: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
-        if self.lo is not None and self.hi is not None and not bool(jnp.all(self.lo < self.hi)):
+        if self.lo is not None and self.hi is not None and not np.all(self.lo < self.hi):
             raise ValueError(f"`Real(lo={self.lo}, hi={self.hi})`: `lo` must be below `hi`.")
-        if self.log and self.lo is not None and not bool(jnp.all(self.lo > 0)):
+        if self.log and self.lo is not None and not np.all(self.lo > 0):
             raise ValueError(f"`Real(lo={self.lo}, log=True)`: a log scale needs `lo` above 0, for example `lo=1e-6`.")
-        if self.log and self.hi is not None and not bool(jnp.all(self.hi > 0)):
+        if self.log and self.hi is not None and not np.all(self.hi > 0):
             raise ValueError(f"`Real(hi={self.hi}, log=True)`: a log scale needs `hi` above 0; no value would fit.")
 
     def __repr__(self) -> str:
@@ -254,7 +254,11 @@ def check_inside(params: PyTree, domain: PyTree) -> None:
     """**Raises** `ValueError` for a leaf outside of its domain; says nothing of values that are not known yet."""
 
     def one(name: str, leaf: Any, domain: AbstractDomain) -> None:
-        inside = _inside(domain, leaf)
+        if isinstance(domain, Real | Integer | Categorical) and not is_traced(leaf):  # which take NumPy's as they are
+            here = np.asarray(leaf)
+            inside = np.all(domain.clip(here) == here)
+        else:
+            inside = _inside(domain, leaf)
         if not is_traced(inside) and not bool(inside):
             raise ValueError(f"`{name}` = {leaf} lies outside of its domain, {domain}. Start inside.")
 

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from nondiff.core.chunk import fitting
-from nondiff.core.compiled import shapes_of
+from nondiff.core.compiled import ARRAYS, STEPS, Rest, apart, shapes_of, whole
 from nondiff.core.exact import exactly, is_exact
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Evaluation, Query
@@ -109,7 +110,7 @@ def sweep(
         return _sum_over_finite(answer), dataclasses.replace(answer, gradient=None)
 
     xs = (population.each, query.keys)
-    total, answer = many(*xs) if chunk >= n else _in_chunks(many, xs, n, chunk)
+    total, answer = many(*xs) if chunk >= n else _in_chunks(many, xs, n, chunk, query.wants.mean_gradient)
     if query.wants.mean_gradient:
         count = jnp.maximum(jnp.sum(jnp.isfinite(answer.loss)), 1)
         answer = dataclasses.replace(answer, gradient=jtu.tree_map(lambda g: g / count.astype(g.dtype), total))
@@ -125,21 +126,38 @@ def chunks_of(
 
 def chunk_of(problem: AbstractProblem, query: Query, batch: Batch) -> int:
     """The chunk of `sweep` where none is given: a function of shapes and platform."""
-    population = query.population.hoisted()
-
-    def one(each: PyTree, key: Key[Array, ""]) -> Any:
-        return measure(problem, query, batch, population.sampler.draw(population.shared, each), key)
-
-    first = jtu.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (population.each, query.keys))
-    return fitting(len(query), one, *first)
+    arrays, key = apart((problem, query, batch), (*ARRAYS, jax.ShapeDtypeStruct))
+    kinds = [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False)) for x in arrays]
+    return _chunk(tuple(kinds), *key)
 
 
-def _in_chunks(many: Any, xs: tuple[PyTree, Array], n: int, chunk: int) -> tuple[PyTree, Evaluation]:
-    """`jax.lax.map(batch_size=)` for a function of whole chunks, with a running total beside the answers."""
+@functools.lru_cache(maxsize=STEPS)
+def _chunk(arrays: tuple[jax.ShapeDtypeStruct, ...], treedef: Any, static: tuple[Any, ...], kinds: Any) -> int:
+    """Remembered: whoever asks before a run asks again in the step, and to know it a member's work is traced."""
+    del kinds  # for the cache: 1, 1.0 and True are equal
+
+    def chunk(problem: AbstractProblem, query: Query, batch: Batch) -> int:
+        population = query.population.hoisted()
+
+        def one(each: PyTree, key: Key[Array, ""]) -> Any:
+            return measure(problem, query, batch, population.sampler.draw(population.shared, each), key)
+
+        first = jtu.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (population.each, query.keys))
+        return fitting(len(query), one, *first)
+
+    return shapes_of(chunk, *whole(list(arrays), Rest(treedef, static)))
+
+
+def _in_chunks(many: Any, xs: tuple[PyTree, Array], n: int, chunk: int, summed: bool) -> tuple[PyTree, Evaluation]:
+    """`jax.lax.map(batch_size=)` for a function of whole chunks, with a running total beside the answers if they are
+    `summed`.
+    """
     whole = n - n % chunk
     head = jtu.tree_map(lambda x: x[:whole].reshape(whole // chunk, chunk, *x.shape[1:]), xs)
-    shapes, _ = eqx.filter_eval_shape(many, *jtu.tree_map(lambda x: x[0], head))
-    zero = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zero = None
+    if summed:
+        shapes, _ = eqx.filter_eval_shape(many, *jtu.tree_map(lambda x: x[0], head))
+        zero = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def body(total: PyTree, part: tuple[PyTree, Array]) -> tuple[PyTree, Evaluation]:
         more, answer = many(*part)

@@ -57,6 +57,11 @@ class AbstractSampler(eqx.Module):
         """`fn(member, *args)`: the one place that knows how a member's model is run."""
         return fn(self.build(shared, drawn), *args)
 
+    def on_host(self, shared: PyTree, each: PyTree) -> Params | None:
+        """All members in NumPy, every leaf `[n, ...]`; None (default): they are built by JAX."""
+        del shared, each
+        return None
+
     @property
     def averages(self) -> bool:
         """Does the trainer learn from what `draw` made? Else from the members themselves, which then may be changed
@@ -107,6 +112,10 @@ class Population:
             return self.sampler.build(self.shared, self.sampler.draw(self.shared, each))
 
         return jax.vmap(one)(jtu.tree_map(lambda x: x[indices], self.each))
+
+    def on_host(self) -> Params | None:
+        """All members in NumPy, where their sampler can build them so."""
+        return type(self.sampler).on_host(self.sampler, self.shared, self.each)
 
     def hoisted(self, held: bool | None = None) -> "Population":
         """The same members, whose `each` holds their draws, if the sampler allows it, or as `held` says."""

@@ -12,11 +12,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
+from nondiff.core import keys as host
 from nondiff.core import words
 from nondiff.core.compiled import STEPS, compiled
 from nondiff.core.domain import check_inside, complete
@@ -47,7 +47,7 @@ def init(problem: AbstractProblem, trainer: AbstractTrainer, *, key: Key[Array, 
     **Raises** `ValueError` if the problem's parameters are not all arrays, a domain does not fit, or the trainer
     cannot move a leaf.
     """
-    k_params, k_trainer, k_problem, k_root = jr.split(key, 4)
+    k_params, k_trainer, k_problem, k_root = host.split(key, 4)
     params = map_named(_array, problem.init(key=k_params))
     if problem.traceable:
         params = jtu.tree_map(jnp.asarray, params)
@@ -56,7 +56,7 @@ def init(problem: AbstractProblem, trainer: AbstractTrainer, *, key: Key[Array, 
     # Compiled as one: many small operations, one by one, are slow.
     start = _started if trainer.traceable else _start
     state = start(trainer, params, domain, k_trainer)
-    state = TrainState(jnp.zeros((), jnp.int32), k_root, state, problem.init_state(key=k_problem))
+    state = TrainState(jax.device_put(np.int32(0)), k_root, state, problem.init_state(key=k_problem))
     return own(problem, trainer, state)
 
 
@@ -85,7 +85,10 @@ def _array(name: str, leaf: Any) -> Array | np.ndarray:
 
 def keys(state: TrainState) -> tuple[Key[Array, ""], Key[Array, ""], Key[Array, ""]]:
     """The keys of this step: for the batch, for `ask`, for `tell`."""
-    return _keys(state.key, state.step)
+    if is_traced(state.step) or not host.is_known(state.key):
+        return _keys(state.key, state.step)
+    k_batch, k_ask, k_tell = host.of_step(state.key, int(state.step), 3)
+    return k_batch, k_ask, k_tell
 
 
 @jax.jit
@@ -122,7 +125,21 @@ def step(
     # A far evaluator leaves out what is not due; a compiled one cannot, and says NaN.
     when = dues(query) if evaluator.traceable else []
     remembered = absorb(problem, state.problem, batch, answer, when, metrics["lost"])
-    return TrainState(state.step + 1, state.key, new, remembered), metrics
+    return TrainState(_after(state.step), state.key, new, remembered), metrics
+
+
+compiled_step = compiled(step, kept=STEPS)
+"""Traced once for a run: by `preflight`, before it begins."""
+
+
+def _after(step: Int[Array, ""]) -> Int[Array, ""]:
+    return step + 1 if is_traced(step) else _numbers((int(step) + 1) // 64)[(int(step) + 1) % 64]
+
+
+@functools.lru_cache(maxsize=4)
+def _numbers(block: int) -> list[Array]:
+    """Those of 64 steps. So nothing is compiled, and of them all at once each takes little time."""
+    return jax.device_put([np.int32(i) for i in range(64 * block, 64 * (block + 1))])
 
 
 def _same(x: Any) -> Any:

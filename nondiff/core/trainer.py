@@ -6,11 +6,13 @@ moves on the answer. A combinator is a trainer made of trainers: it passes these
 """
 
 import abc
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -18,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from nondiff.core.domain import Real
 from nondiff.core.problem import Params
-from nondiff.core.query import Evaluation, Query
+from nondiff.core.query import Evaluation, Query, evaluations
 from nondiff.core.tree import map_named
 
 State = TypeVar("State")
@@ -52,6 +54,10 @@ class AbstractTrainer(eqx.Module, Generic[State]):
     ) -> tuple[State, Metrics]:
         """Move. The metrics are a `dict` of scalars (dicts may nest); the driver adds losses and counts itself."""
 
+    def asks(self, state: State, *, key: Key[Array, ""]) -> int:
+        """How many evaluations `ask` would ask for; override it where that takes less than to ask."""
+        return evaluations(type(self).ask(self, state, key=key))
+
     @abc.abstractmethod
     def params(self, state: State) -> Params:
         """What to deploy if training stopped now."""
@@ -79,12 +85,8 @@ def check_optimizer(owner: str, optimizer: optax.GradientTransformation) -> None
             f"`{owner}(optimizer={optimizer!r})`: expected an `optax.GradientTransformation`, "
             "for example `optax.adam(1e-3)`."
         )
-    zero, one = jnp.zeros(()), jnp.ones(())
     try:
-        state, step, tries = optimizer.init(zero), 0.0, 0
-        while step == 0.0 and tries < 1_000:  # a warm-up, or gradients that are gathered first, may begin with none
-            update, state = optimizer.update(one, state, zero)
-            step, tries = float(jnp.asarray(update)), tries + 1
+        step = _first_step(optimizer)
     except (TypeError, ValueError, KeyError, AttributeError):
         return  # one that is made for a certain tree, as by `optax.partition`
     if not (math.isfinite(step) and step < 0):
@@ -92,6 +94,23 @@ def check_optimizer(owner: str, optimizer: optax.GradientTransformation) -> None
             f"`{owner}(optimizer)`: its first step on a gradient of 1 is {step + 0.0:g}, not finite and downhill. "
             "Is the learning rate NaN, zero or negative?"
         )
+
+
+@functools.lru_cache(maxsize=8)
+def _first_step(optimizer: optax.GradientTransformation) -> float:
+    """The first that is not 0, on gradients of 1. Asked again for an equal optimizer, nothing is compiled."""
+
+    def update(state: Any) -> tuple[Array, Any]:
+        found, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
+        return jnp.asarray(found, float), state
+
+    # One program for the first step, and one for all others: optax's operations one by one are a dozen.
+    found, state = jax.jit(lambda: update(optimizer.init(jnp.zeros(()))))()
+    again, step, tries = jax.jit(update), float(found), 1
+    while step == 0.0 and tries < 1_000:  # a warm-up, or gradients that are gathered first, may begin with none
+        found, state = again(state)
+        step, tries = float(found), tries + 1
+    return step
 
 
 def check_trainers(owner: str, *parts: Any) -> None:

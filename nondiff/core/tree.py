@@ -91,6 +91,12 @@ def is_key(x: Any) -> bool:
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
+def key_words(key: jax.Array) -> np.ndarray:
+    """What a key is made of, if its value is known: also while a program is traced of which it is no part."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(jax.random.key_data(key))
+
+
 def is_traced(x: Any) -> bool:
     """Is it part of a program that JAX is tracing, so that its value is not known yet?"""
     return isinstance(x, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
@@ -123,6 +129,12 @@ def fresh(tree: PyTree, *, host: bool = False) -> PyTree:
     def one(x: Any) -> Any:
         if not eqx.is_array_like(x):
             return x
+        if isinstance(x, jax.Array) and not is_traced(x) and [d.platform for d in x.sharding.device_set] == ["cpu"]:
+            where = x.sharding if x.committed else None  # by NumPy, which compiles nothing
+            if not is_key(x):
+                return jax.device_put(np.array(x), where)
+            data: Any = np.array(key_words(x))
+            return jax.device_put(jax.random.wrap_key_data(data, impl=jax.random.key_impl(x)), where)
         if is_key(x):
             return jax.random.clone(x)
         if host and isinstance(x, np.ndarray | np.generic):

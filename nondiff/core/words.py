@@ -137,7 +137,7 @@ def below(words: UInt[Array, "*shape"], n: Any) -> Int[Array, "*shape"]:
 
 
 @_one_program
-def _high(words: UInt[Array, "*shape"], n: UInt[Array | np.generic, "..."]) -> Int[Array, "*shape"]:
+def _high(words: UInt[Array, "*shape"], n: Any) -> Int[Array, "*shape"]:
     """The high word of the product."""
     low, high, a, b = words & 0xFFFF, words >> 16, n & 0xFFFF, n >> 16
     middle = high * a + ((low * a) >> 16)

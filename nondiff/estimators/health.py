@@ -75,7 +75,7 @@ def health(
     >>> import nondiff
     >>> rest = lambda symbols: (symbols.sum(-1) != jnp.array([4, 1])).astype(jnp.float32)
     >>> logits = jnp.zeros((2, 2, 3)).at[0, :, 2].set(9.0)  # the first case is sure of 2 + 2, the second open
-    >>> found = health(rest, logits, via=nondiff.Tabulate(), key=jr.key(0))
+    >>> found = health(rest, logits, via=nondiff.Tabulate(), key=jax.random.key(0))
     >>> [round(float(found[name]), 2) for name in ("right", "reached", "effective", "cosine")]
     [0.5, 1.0, 5.0, 1.0]
     >>> found["entropy"].round(2)  # of the second case log(3) = 1.10, of the first 0

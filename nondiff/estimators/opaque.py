@@ -11,18 +11,12 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
+from nondiff.core import failures
 from nondiff.core.checks import check_count, check_positive
 from nondiff.estimators.callback import call_back
 from nondiff.estimators.calls import Calls
 from nondiff.estimators.failure import AbstractFailure, Broken, Instead, OpaqueError, Raise, stand_in
 from nondiff.estimators.isolated import Pool, ship
-
-_failures: list[BaseException] = []
-
-
-def last_failure() -> BaseException | None:
-    """The failure behind an XLA error, once: compiled code can only pass its text on."""
-    return _failures.pop() if _failures else None
 
 
 def _count(name: str) -> property:
@@ -211,5 +205,5 @@ class Opaque:
             treedef = jtu.tree_structure(self.out)
             return treedef.unflatten([x.reshape((*batch, *x.shape[1:])) for x in flat])
         except (OpaqueError, KeyboardInterrupt, SystemExit) as error:
-            _failures[:] = [error]
+            failures.note(error)
             raise

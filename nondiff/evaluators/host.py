@@ -15,7 +15,7 @@ from nondiff.core.compiled import compiled
 from nondiff.core.evaluator import AbstractEvaluator, about, together
 from nondiff.core.exact import exactly
 from nondiff.core.population import Population
-from nondiff.core.problem import AbstractProblem, Batch
+from nondiff.core.problem import AbstractProblem, Batch, Params
 from nondiff.core.query import Evaluation, Quadratic, Query, map_queries, penalty, queries
 from nondiff.core.tree import host_rows, on_host
 
@@ -69,11 +69,9 @@ def _answer(chunk: int, problem: AbstractProblem, query: Query, batch: Batch) ->
 
 
 def _part(problem: AbstractProblem, query: Query, batch: Batch, start: int, n: int) -> Evaluation:
-    # A power of two of them is built, whatever the population: other sizes would compile anew.
-    rows = start + np.minimum(np.arange(1 << (n - 1).bit_length()), n - 1)
-    built = _members(query.population.rows(rows), query.quadratic)
-    members, added = jtu.tree_map(lambda x: x[:n], on_host(built))
-    keys = query.keys if n == len(query) else host_rows(query.keys, rows[:n])
+    rows = start + np.arange(n)
+    members, added = _built(query, rows)
+    keys = query.keys if n == len(query) else host_rows(query.keys, rows)
     value, aux = type(problem).losses(problem, eqx.combine(members, _repeat(query.others, n)), batch, keys=keys)
     value = np.asarray(value)
     if value.ndim not in (1, 2) or value.shape[0] != n or value.dtype.kind not in "fiub":
@@ -87,6 +85,19 @@ def _part(problem: AbstractProblem, query: Query, batch: Batch, start: int, n: i
     loss = value if value.ndim == 1 else value.mean(1)
     computed = None if query.wants.compute is None else _computed(query, batch, keys, start, n)
     return Evaluation(loss, added, value if query.wants.cases else None, aux=aux, computed=computed)
+
+
+def _built(query: Query, rows: np.ndarray) -> tuple[Params, np.ndarray]:
+    """The members of these rows, and their quadratics."""
+    n, members = len(rows), None
+    if not query.quadratic:
+        members = query.population.rows(rows).on_host()
+    if members is not None:
+        return members, np.zeros(n)
+    # A power of two of them is built, whatever the population: other sizes would compile anew.
+    padded = rows[np.minimum(np.arange(1 << (n - 1).bit_length()), n - 1)]
+    built = _members(query.population.rows(padded), query.quadratic)
+    return jtu.tree_map(lambda x: x[:n], on_host(built))
 
 
 def _computed(query: Query, batch: Batch, keys: Any, start: int, n: int) -> PyTree:

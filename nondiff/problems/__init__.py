@@ -1,8 +1,8 @@
-"""What is minimised."""
+"""What is minimised.
 
-from nondiff.problems.black_box import BlackBox
-from nondiff.problems.gym import Gym
-from nondiff.problems.supervised import Supervised
-from nondiff.problems.windows import AbstractWindows
+A name is imported when it is used for the first time. The names are those of `__init__.pyi`.
+"""
 
-__all__ = ["AbstractWindows", "BlackBox", "Gym", "Supervised"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

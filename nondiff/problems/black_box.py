@@ -114,20 +114,21 @@ class BlackBox(AbstractProblem):
         if self.vectorized:
             return self.fn(members), None
         points = [jtu.tree_map(lambda x: x[i], members) for i in range(keys.shape[0])]
-        return np.stack([np.asarray(self._one(point)) for point in points]), None
-
-    def _one(self, point: Any) -> Any:
-        try:
-            return self.fn(point)
-        except Exception as error:
-            if self.errors == "raise":
-                raise
-            warnings.warn(f"`fn` raised {error!r}; that evaluation has failed.", stacklevel=2)
-            return math.nan
+        return np.stack([np.asarray(_one(self.fn, self.errors, point)) for point in points]), None
 
     def domain(self, params: Params) -> PyTree:
         del params
         return self.domains
+
+
+def _one(fn: Callable[[Any], Any], errors: str, point: Any) -> Any:
+    try:
+        return fn(point)
+    except Exception as error:
+        if errors == "raise":
+            raise
+        warnings.warn(f"`fn` raised {error!r}; that evaluation has failed.", stacklevel=2)
+        return math.nan
 
 
 def _is_loss(dtype: Any) -> bool:

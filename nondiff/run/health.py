@@ -10,10 +10,10 @@ from jaxtyping import Array, Key
 from nondiff.core.checks import check_count
 from nondiff.core.compiled import STEPS, compiled
 from nondiff.core.estimator import AbstractEstimator, Rest
+from nondiff.core.failures import last_failure
 from nondiff.core.problem import Params
 from nondiff.core.tree import is_key
 from nondiff.estimators.health import health, named
-from nondiff.estimators.opaque import last_failure
 from nondiff.run.callback import AbstractCallback, Moment, at_row, check_row
 
 

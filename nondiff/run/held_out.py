@@ -14,12 +14,12 @@ from nondiff.core import words
 from nondiff.core.checks import check_count
 from nondiff.core.compiled import STEPS, compiled
 from nondiff.core.evaluator import AbstractEvaluator
+from nondiff.core.failures import last_failure
 from nondiff.core.population import Centre, Population
 from nondiff.core.problem import AbstractProblem, Params
 from nondiff.core.query import Query
 from nondiff.core.tree import is_key, none_like
 from nondiff.core.tree import name as leaf_name
-from nondiff.estimators.opaque import last_failure
 from nondiff.evaluators import Host, Vmap
 from nondiff.run.callback import AbstractCallback, Moment, at_row, check_row
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax.random as jr
 import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Key, PyTree
 
+from nondiff.core import keys as host
 from nondiff.core import query
 from nondiff.core.checks import check_count
 from nondiff.core.domain import Categorical, Real, is_domain
@@ -22,6 +22,7 @@ from nondiff.evaluators import Ray
 from nondiff.problems import BlackBox
 from nondiff.run.callback import Moment, Stop
 from nondiff.run.fit import Result, checked_key, fit
+from nondiff.run.shrinking import Shrinking, adam
 from nondiff.run.stopping import Target
 from nondiff.trainers import CMAES, Best, Genetic, OpenES, Restart, SepCMAES
 
@@ -85,7 +86,7 @@ def minimise(
     budget = min(max(1_000 * size, 10_000), 100_000) if evaluations is None else evaluations
     trainer, choice = _default(problem, budget) if trainer is None else (trainer, "given")
     chosen = Best(trainer)
-    key = jr.key(0) if key is None else checked_key("minimise", key)
+    key = host.seeded(0) if key is None else checked_key("minimise", key)
     per_step = _evaluations(problem, chosen, key)
     if budget < per_step:
         raise ValueError(
@@ -117,8 +118,8 @@ class _Budget:
     def __call__(self, moment: Moment) -> str | None:
         self.left -= int(moment.row["evaluations"])
         state = moment.state
-        asked = moment.trainer.ask(state.trainer, key=keys(state)[1])
-        return self.reason if query.evaluations(asked) > self.left else None
+        asked = type(moment.trainer).asks(moment.trainer, state.trainer, key=state.key)  # its number alone is read
+        return self.reason if asked > self.left else None
 
 
 def _default(problem: BlackBox, budget: int) -> tuple[AbstractTrainer, str]:
@@ -128,13 +129,12 @@ def _default(problem: BlackBox, budget: int) -> tuple[AbstractTrainer, str]:
     population = max(2, min(population, 2 * (budget // 2)))
     steps = max(budget // population, 1)
 
-    def shrinking(start: float) -> optax.Schedule:
-        return optax.exponential_decay(start, steps, 1e-3)
+    def genetic() -> Genetic:
+        return Genetic(population=population, scale=Shrinking(0.3, steps))
 
     domains = jtu.tree_leaves(problem.domains, is_leaf=is_domain)
-    genetic = Genetic(population=population, scale=shrinking(0.3))
     if any(isinstance(d, Categorical) for d in domains):
-        return genetic, "Genetic: some leaves are categories, which have no order"
+        return genetic(), "Genetic: some leaves are categories, which have no order"
     for most, kind, why in (
         (200, CMAES, "a full covariance can be learned"),
         (10_000, SepCMAES, "too many for a full covariance"),
@@ -145,9 +145,10 @@ def _default(problem: BlackBox, budget: int) -> tuple[AbstractTrainer, str]:
             return Restart(inner), f"{kind.__name__} with restarts: {size} coordinates, {why}"
     if all(isinstance(d, Real) and not d.constrained for d in domains):
         reach = 0.3 * max(1.0, max(float(abs(x).max(initial=0.0)) for x in jtu.tree_leaves(problem.x0)))
-        trainer = OpenES(optax.adam(shrinking(reach)), sigma=shrinking(reach), population=population, rank=1)
+        shrinking = Shrinking(reach, steps)
+        trainer = OpenES(adam(shrinking), sigma=shrinking, population=population, rank=1)
         return trainer, f"OpenES of rank 1: {size} coordinates, too many to learn a sigma for each"
-    return genetic, f"Genetic: {size} coordinates, with bounds or whole numbers"
+    return genetic(), f"Genetic: {size} coordinates, with bounds or whole numbers"
 
 
 def _evaluations(problem: BlackBox, trainer: AbstractTrainer, key: Key[Array, ""]) -> int:

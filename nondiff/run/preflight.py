@@ -15,7 +15,7 @@ from nondiff.core.compiled import shapes_of
 from nondiff.core.evaluator import AbstractEvaluator, about, chunks_of
 from nondiff.core.problem import AbstractProblem, Batch
 from nondiff.core.query import Query, member_shape, queries
-from nondiff.core.step import TrainState, keys, step
+from nondiff.core.step import TrainState, compiled_step, keys
 from nondiff.core.trainer import AbstractTrainer
 from nondiff.core.tree import is_arrayish, is_none, map_named
 
@@ -56,15 +56,15 @@ def preflight(
         _check_gradient(problem, trainer, evaluator, query)
     if not problem.traceable:
         return Plan(False, False, None, chunks_of(problem, evaluator, question, batch))
-    if batch is None:
-        batch = shapes_of(type(problem).batch, problem, state.problem, key=keys(state)[0])
+    like = batch
+    if like is None:
+        like = shapes_of(type(problem).batch, problem, state.problem, key=keys(state)[0])
     for query in asked:
-        _check_loss(problem, query, batch)
-    chunks = chunks_of(problem, evaluator, question, batch)
+        _check_loss(problem, query, like)
+    chunks = chunks_of(problem, evaluator, question, like)
     if not (trainer.traceable and evaluator.traceable):
         return Plan(False, False, None, chunks)
-    jaxpr, shapes, static = eqx.filter_make_jaxpr(step)(problem, trainer, evaluator, state, batch)
-    new, metrics = eqx.combine(shapes, static)
+    jaxpr, (new, metrics) = compiled_step.traced(problem, trainer, evaluator, state, batch)
     _check_stable(f"{type(trainer).__name__}.tell", state.trainer, new.trainer)
     _check_stable(f"{type(problem).__name__}.absorb", state.problem, new.problem)
     return Plan(True, not any("callback" in primitive for primitive in _primitives(jaxpr.jaxpr)), metrics, chunks)

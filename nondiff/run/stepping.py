@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array
 
 from nondiff.core.compiled import STEPS, compiled
-from nondiff.core.step import TrainState, step
-from nondiff.estimators.opaque import last_failure
+from nondiff.core.failures import last_failure
+from nondiff.core.step import TrainState, compiled_step, step
 from nondiff.run.batches import Source
 from nondiff.run.callback import Row
 from nondiff.run.preflight import Plan
@@ -95,7 +95,8 @@ class Stepper(AbstractStepper):
         return self._at[1]
 
     def ended(self) -> str | None:
-        number, trainer = int(self.parts[1].ended(self.state.trainer)), self.parts[1]
+        trainer = self.parts[1]
+        number = int(type(trainer).ended(trainer, self.state.trainer))
         return trainer.endings[number - 1] if number else None
 
     def advance(self, count: int, most: int) -> int:
@@ -123,7 +124,7 @@ class Stepper(AbstractStepper):
     def _one_by_one(self, count: int, most: int) -> int:
         """An error or a signal in the middle keeps the steps before it."""
         del most
-        one, lost, end = _one if self.plan.compiled else step, 0, self.done + count
+        one, lost, end = compiled_step if self.plan.compiled else step, 0, self.done + count
         while self.done < end and not lost and not self.ended() and (self.source is None or self.source.ready()):
             state, row = one(*self.parts, self.state, None if self.source is None else self.source.peek())
             lost = int(row["lost"])
@@ -179,7 +180,7 @@ def _several(fixed: tuple[Any, ...], state: TrainState, count: Array) -> tuple[T
 
     def body(carry: tuple[Array, Array, TrainState, Any]) -> tuple[Array, Array, TrainState, Any]:
         i, _, state, log = carry
-        state, metrics = step(problem, trainer, evaluator, state)
+        state, metrics = compiled_step(problem, trainer, evaluator, state, None)
         return i + 1, metrics["lost"], state, jtu.tree_map(lambda log, x: log.at[i].set(x), log, metrics)
 
     def going(carry: tuple[Array, Array, TrainState, Any]) -> Array:
@@ -190,4 +191,3 @@ def _several(fixed: tuple[Any, ...], state: TrainState, count: Array) -> tuple[T
 
 _many = compiled(_several, kept=STEPS)
 _many_donating = compiled(_several, donate=True, kept=STEPS)
-_one = compiled(step, kept=STEPS)

@@ -12,9 +12,10 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from nondiff.core import words
 from nondiff.core.domain import Integer, Real
 from nondiff.core.problem import AbstractProblem
-from nondiff.core.step import TrainState, step
+from nondiff.core.step import TrainState, compiled_step, step
 from nondiff.core.tree import is_key
 
 
@@ -36,7 +37,7 @@ class Parabola(AbstractProblem):
 
     def loss(self, params: PyTree, batch: Any, *, key: Key[Array, ""]) -> tuple[Array, Array]:
         cases = jnp.concatenate([(params["a"] - batch) ** 2, ((params["b"]["w"] - batch[0]) ** 2).ravel()])
-        cases = cases + self.noise * jr.normal(key, cases.shape)
+        cases = cases + self.noise * words.normal(words.words(key, cases.size))
         if self.fail is not None:
             cases = jnp.where(self.fail(key, params["a"][0]), jnp.nan, cases)
         return cases, jnp.sum(params["a"])
@@ -65,9 +66,9 @@ class Mixed(Parabola):
 
 
 def run_steps(problem: Any, trainer: Any, evaluator: Any, state: TrainState, steps: int) -> TrainState:
-    run = eqx.filter_jit(step) if problem.traceable and trainer.traceable and evaluator.traceable else step
+    run = compiled_step if problem.traceable and trainer.traceable and evaluator.traceable else step
     for _ in range(steps):
-        state, _ = run(problem, trainer, evaluator, state)
+        state, _ = run(problem, trainer, evaluator, state, None)
     return state
 
 

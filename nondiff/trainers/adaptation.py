@@ -15,6 +15,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from nondiff.core import keys as host
 from nondiff.core import words
 from nondiff.core.checks import check_count, check_number, check_positive
 from nondiff.core.domain import Leaf
@@ -23,7 +24,7 @@ from nondiff.core.population import AbstractSampler, Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query
 from nondiff.core.trainer import AbstractTrainer, Metrics
-from nondiff.core.tree import broadcast, none_like
+from nondiff.core.tree import broadcast, none_like, on_host
 from nondiff.trainers.covariance import AbstractSpread
 from nondiff.trainers.genotype import Genotype, check_ordered
 from nondiff.trainers.margin import centred, with_margin
@@ -47,7 +48,13 @@ class _Cloud(AbstractSampler):
         return each
 
     def build(self, shared: _Shared, drawn: Float[Array, " n"]) -> Params:
-        return shared.genotype.params(shared.mean + shared.step * shared.spread.times(drawn.astype(shared.mean.dtype)))
+        return _members(shared, drawn)
+
+    def on_host(self, shared: _Shared, each: Any) -> Params | None:
+        if not isinstance(shared.mean, np.ndarray) or not isinstance(each, np.ndarray):
+            return None
+        with np.errstate(all="ignore"):
+            return _members(shared, each)
 
     def sums(self, shared: _Shared, drawn: Float[Array, "chunk n"], weights: Float[Array, " chunk"]) -> Array:
         del shared
@@ -55,6 +62,11 @@ class _Cloud(AbstractSampler):
 
 
 CLOUD = _Cloud()
+
+
+def _members(shared: _Shared, drawn: Float[Leaf, "*pop n"]) -> Params:
+    """One, or many at once."""
+    return shared.genotype.params(shared.mean + shared.step * shared.spread.times(drawn.astype(shared.mean.dtype)))
 
 
 class _State(NamedTuple):
@@ -121,18 +133,26 @@ class AbstractCMA(AbstractTrainer[_State]):
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
         del key
         check_ordered(type(self).__name__, params, domain)
-        genotype = Genotype(params, domain)
+        here = not self.traceable
+        genotype = Genotype(on_host(params) if here else params, domain)
         sigma = None
         if self.sigma is not None:
             sigma = broadcast(self.sigma, params, what=f"`{type(self).__name__}(sigma)`")
         n = sum(math.prod(x.shape) for x in jtu.tree_leaves(params))
-        return _first(self.kind, genotype, sigma, rates(n, self.size(n), self.kind.speed(n))[1])
+        found = rates(n, self.size(n), self.kind.speed(n))[1]
+        return (_first if here else _first_compiled)(self.kind, genotype, sigma, found)
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> Query:
         n = state.mean.size
-        each, keys = _noise(key, _size(self.population, n), n)
+        size = _size(self.population, n)
+        here = isinstance(state.mean, np.ndarray) and host.is_known(key)
+        each, keys = (_noise_on_host if here else _noise)(key, size, n)
         shared = _Shared(state.mean, state.sigma * state.units, state.spread, state.genotype)
         return Query(Population(shared, each, CLOUD), none_like(state.genotype.like), keys)
+
+    def asks(self, state: _State, *, key: Any) -> int:
+        del key
+        return _size(self.population, state.mean.size)
 
     def tell(self, state: _State, query: Query, answer: Evaluation, *, key: Key[Array, ""]) -> tuple[_State, Metrics]:
         del key
@@ -155,20 +175,24 @@ def _size(population: int | None, n: int) -> int:
     return 4 + int(3 * math.log(max(n, 1))) if population is None else population  # (48)
 
 
-@exactly
 def _first(kind: type[AbstractSpread], genotype: Genotype, sigma: PyTree, found: Rates) -> _State:
     bits = found.alpha.dtype
     widths = genotype.widths() if sigma is None else sigma
     mean, units = genotype.vector(genotype.like, bits), genotype.spread_out(widths).astype(bits)
-    sigma = jnp.max(units, initial=jnp.finfo(bits).tiny)  # of leaves of one sigma, that is what is said of it
-    units = jnp.maximum(units / sigma, jnp.finfo(bits).eps)  # a range may be 0
+    here = namespace(mean)
+    # Of leaves of one sigma, that is what is said of it.
+    sigma = here.asarray(here.max(units, initial=here.finfo(bits).tiny))
+    units = here.maximum(units / sigma, here.finfo(bits).eps)  # a range may be 0
     # Members that are folded back from everywhere see no slope: no step beyond a third of the range, as in pycma.
     ranges = genotype.ranges()
-    widest = jnp.where(ranges > 0, ranges / 3, jnp.inf).astype(bits)
-    zero, none = jnp.zeros_like(mean), jnp.full(_recent(mean.size), jnp.inf, bits)
-    spread, count = kind.standard(mean, found.every), jnp.zeros((), jnp.int32)
+    widest = here.where(ranges > 0, ranges / 3, here.inf).astype(bits)
+    zero, none = here.zeros_like(mean), here.full(_recent(mean.size), here.inf, bits)
+    spread, count = kind.standard(mean, found.every), here.zeros((), here.int32)
     same = genotype, sigma, widest
-    return _State(mean, sigma, units, spread, zero, zero, *same, none, none, none[0], count, count)
+    return _State(mean, sigma, units, spread, zero, zero, *same, none, none, here.asarray(none[0]), count, count)
+
+
+_first_compiled = exactly(_first)
 
 
 def _recent(n: int) -> int:
@@ -181,6 +205,13 @@ def _noise(key: Key[Array, ""], population: int, n: int) -> tuple[Float[Array, "
     k_noise, k_evaluation = words.split(key)
     noise = words.normal(words.words(k_noise, population * n)).reshape(population, n)
     return noise, jnp.broadcast_to(k_evaluation, (population,))  # common random numbers: members are compared
+
+
+def _noise_on_host(
+    key: Key[Array, ""], population: int, n: int
+) -> tuple[Float[np.ndarray, "pop n"], Key[Array, " pop"]]:
+    k_noise, k_evaluation = host.parts(key, 2)
+    return host.normal(k_noise, population * n).reshape(population, n), host.repeat(k_evaluation, population)
 
 
 def _told(

@@ -17,11 +17,13 @@ from nondiff.core.exact import exactly
 from nondiff.core.population import Population
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, answered
+from nondiff.core.record import record
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
 from nondiff.core.tree import is_none, select
 
 
-class _State(eqx.Module):
+@record
+class _State:
     inner: Any
     params: Params
     loss: Float[Array | np.ndarray, ""]
@@ -54,7 +56,8 @@ class Best(AbstractTrainer[_State]):
         return _State(self.inner.init(params, domain, key=key), params, jnp.asarray(worst) if self.traceable else worst)
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> PyTree[Query]:
-        return self.inner.ask(state.inner, key=key)
+        inner = self.inner
+        return type(inner).ask(inner, state.inner, key=key)
 
     def tell(
         self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
@@ -62,18 +65,24 @@ class Best(AbstractTrainer[_State]):
         best, loss = state.params, state.loss
         for q, a in answered(query, answer):
             best, loss = (_better if self.traceable else _better_on_host)(best, loss, q, a)
-        inner, metrics = self.inner.tell(state.inner, query, answer, key=key)
+        trainer = self.inner
+        inner, metrics = type(trainer).tell(trainer, state.inner, query, answer, key=key)
         return _State(inner, best, loss), {**metrics, "best_ever": loss}
 
     def params(self, state: _State) -> Params:
         return state.params
+
+    def asks(self, state: _State, *, key: Key[Array, ""]) -> int:
+        inner = self.inner
+        return type(inner).asks(inner, state.inner, key=key)
 
     @property
     def endings(self) -> tuple[str, ...]:
         return self.inner.endings
 
     def ended(self, state: _State) -> Any:
-        return self.inner.ended(state.inner)
+        inner = self.inner
+        return type(inner).ended(inner, state.inner)
 
 
 def _better(best: Params, loss: Any, query: Query, answer: Evaluation) -> tuple[Params, Any]:
@@ -89,7 +98,13 @@ def _better_on_host(best: Params, loss: Any, query: Query, answer: Evaluation) -
     i = np.argmin(losses, keepdims=True)
     if losses[i] >= loss:
         return best, loss
-    return _alone(query.population.rows(i), query.others, best), losses[i].astype(loss.dtype).reshape(())
+    population = query.population.rows(i)
+    members = population.on_host()
+    if members is None:
+        return _alone(population, query.others, best), losses[i].astype(loss.dtype).reshape(())
+    one = eqx.combine(jtu.tree_map(lambda x: x[0], members), query.others)
+    kept = jtu.tree_map(lambda x, new: None if x is None else np.asarray(new, x.dtype), best, one, is_leaf=is_none)
+    return kept, losses[i].astype(loss.dtype).reshape(())
 
 
 @exactly

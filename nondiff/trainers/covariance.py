@@ -4,7 +4,6 @@ import abc
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -64,8 +63,9 @@ class Full(AbstractSpread):
 
     @classmethod
     def standard(cls, like: Any, every: Any) -> "Full":
-        eye = jnp.eye(like.size, dtype=like.dtype)
-        return cls(eye, eye, jnp.ones_like(like), jnp.zeros((), jnp.int32), every)
+        here = namespace(like)
+        eye = here.eye(like.size, dtype=like.dtype)
+        return cls(eye, eye, here.ones_like(like), here.zeros((), here.int32), every)
 
     @staticmethod
     def speed(n: int) -> float:
@@ -119,7 +119,7 @@ class Diagonal(AbstractSpread):
     @classmethod
     def standard(cls, like: Any, every: Any) -> "Diagonal":
         del every
-        return cls(jnp.ones_like(like))
+        return cls(namespace(like).ones_like(like))
 
     @staticmethod
     def speed(n: int) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from nondiff.core.domain import AbstractDomain, Integer, Leaf, Real
 from nondiff.core.exact import namespace
@@ -28,23 +28,24 @@ class Genotype:
     like: Params
     domain: PyTree
 
-    def vector(self, params: Params, kind: Any = None) -> Float[Array, " n"]:
+    def vector(self, params: Params, kind: Any = None) -> Float[Leaf, " n"]:
         """The vector of a point inside of the domain."""
 
         def one(x: Any, d: AbstractDomain) -> Any:
-            x = jnp.asarray(x, kind or jnp.promote_types(x.dtype, jnp.float32))
+            x = namespace(x).asarray(x, kind or jnp.promote_types(x.dtype, jnp.float32))
             if isinstance(d, Real):
                 x = _unfold(d.encode(x), *_ends(d, x))
             return x.ravel()
 
         parts = jtu.tree_leaves(jtu.tree_map(one, params, self.domain))
-        return jnp.concatenate(parts) if parts else jnp.zeros(0)
+        return namespace(parts[0]).concatenate(parts) if parts else jnp.zeros(0)
 
-    def params(self, vector: Float[Leaf, " n"]) -> Params:
-        """The point of a vector, every leaf of its own type."""
+    def params(self, vector: Float[Leaf, "*pop n"]) -> Params:
+        """The point of a vector, or those of many, every leaf of its own type."""
         here, (leaves, treedef) = namespace(vector), jtu.tree_flatten(self.like)
         ends = np.cumsum([math.prod(x.shape) for x in leaves])[:-1]
-        parts = [u.reshape(x.shape) for u, x in zip(here.split(vector, ends), leaves, strict=True)]
+        several = vector.shape[:-1]
+        parts = [u.reshape((*several, *x.shape)) for u, x in zip(here.split(vector, ends, -1), leaves, strict=True)]
 
         def one(u: Any, x: Leaf, d: AbstractDomain) -> Any:
             if isinstance(d, Real) and not (d.log or d.constrained):
@@ -62,18 +63,23 @@ class Genotype:
         def one(x: Leaf, d: AbstractDomain) -> Any:
             if isinstance(d, Integer) or (d.lo is not None and d.hi is not None):  # pyright: ignore
                 return 0.3 * _range(d)
-            return 1.0 if d.log else 0.3 * jnp.max(jnp.abs(x), initial=1.0)  # pyright: ignore
+            return 1.0 if d.log else 0.3 * namespace(x).max(namespace(x).abs(x), initial=1.0)  # pyright: ignore
 
         return jtu.tree_map(one, self.like, self.domain)
 
-    def ranges(self) -> Float[Array, " n"]:
+    def ranges(self) -> Float[Leaf, " n"]:
         """Between the bounds of every coordinate, on the vector's scale; infinity without."""
         return self.spread_out(jtu.tree_map(lambda _, d: _range(d), self.like, self.domain))
 
-    def spread_out(self, tree: PyTree) -> Float[Array, " n"]:
+    def spread_out(self, tree: PyTree) -> Float[Leaf, " n"]:
         """The vector of something that every leaf, or coordinate, has one of."""
-        parts = jtu.tree_map(lambda x, y: jnp.broadcast_to(y, x.shape).ravel(), self.like, tree)
-        return jnp.concatenate([jnp.zeros(0), *jtu.tree_leaves(parts)])
+
+        def one(x: Leaf, y: Any) -> Leaf:
+            here = namespace(x)
+            return here.broadcast_to(here.asarray(y), x.shape).ravel()
+
+        leaves = jtu.tree_leaves(jtu.tree_map(one, self.like, tree))
+        return namespace(leaves[0]).concatenate(leaves) if leaves else jnp.zeros(0)
 
     @functools.cached_property
     def integers(self) -> tuple[np.ndarray, np.ndarray]:
@@ -137,11 +143,11 @@ def _fold(u: Leaf, lo: Any, hi: Any, a: Any, b: Any) -> Leaf:
     return here.where(inside, same, u)  # far bounds would take its last digits
 
 
-def _unfold(x: Any, lo: Any, hi: Any, a: Any, b: Any) -> Array:
+def _unfold(x: Any, lo: Any, hi: Any, a: Any, b: Any) -> Leaf:
     """The vector's own coordinate of a point inside."""
-    u = x
+    here, u = namespace(x), x
     if lo is not None:
-        u = jnp.where(x < lo + a, lo - a + 2 * jnp.sqrt(a * jnp.maximum(x - lo, 0)), u)
+        u = here.where(x < lo + a, lo - a + 2 * here.sqrt(a * here.maximum(x - lo, 0)), u)
     if hi is not None:
-        u = jnp.where(x > hi - b, hi + b - 2 * jnp.sqrt(b * jnp.maximum(hi - x, 0)), u)
+        u = here.where(x > hi - b, hi + b - 2 * here.sqrt(b * here.maximum(hi - x, 0)), u)
     return u

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.special
 from jaxtyping import Float
 
 from nondiff.core.domain import Leaf
@@ -47,12 +46,14 @@ def with_margin(
 
     `ends`: the least and the greatest value of each coordinate that is a whole number; NaN for the others.
     """
-    here = namespace(mean)
-    special: Any = scipy.special if here is np else jax.scipy.special
     least, greatest = ends
     whole = least < greatest  # False for NaN
     if not whole.any():
         return mean, units
+    import scipy.special  # takes a while
+
+    here = namespace(mean)
+    special: Any = scipy.special if here is np else jax.scipy.special
     lo, hi = np.where(whole, least, 0.0), np.where(whole, greatest, 1.0)
     mean = here.where(whole, here.clip(mean, lo - 1, hi + 1), mean)
     deviation = sigma * here.sqrt(variances)

@@ -18,11 +18,13 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from nondiff.core import calls, words
+from nondiff.core import keys as host
 from nondiff.core.checks import check_count
 from nondiff.core.domain import AbstractDomain, Leaf, Real
 from nondiff.core.exact import exactly
 from nondiff.core.problem import Params
 from nondiff.core.query import Evaluation, Query, answers, evaluations
+from nondiff.core.record import record
 from nondiff.core.trainer import AbstractTrainer, Metrics, check_trainers
 from nondiff.core.tree import select
 from nondiff.trainers.schedules import IPOP, AbstractSchedule, Try
@@ -47,7 +49,8 @@ class _Plan(NamedTuple):
     """Evaluations in this try."""
 
 
-class _State(eqx.Module):
+@record
+class _State:
     inner: Any
     start: Params
     domain: PyTree
@@ -157,7 +160,7 @@ class Restart(AbstractTrainer[_State]):
         return (every,) if self.steps is None else (every, f"a try has done its {self.steps} steps")
 
     def init(self, params: Params, domain: PyTree, *, key: Key[Array, ""]) -> _State:
-        k_try, k_size = words.split(key)
+        k_try, k_size = host.split(key)
         plan = None
         if not self.schedule.alike:
             first = calls.ask(self.inner, calls.init(self.inner, params, domain, k_size), k_size)
@@ -168,18 +171,19 @@ class Restart(AbstractTrainer[_State]):
         )
 
     def ask(self, state: _State, *, key: Key[Array, ""]) -> PyTree[Query]:
-        return calls.ask(self._trainer(state), state.inner, key)
+        return calls.ask(Restart._trainer(self, state), state.inner, key)
 
     def tell(
         self, state: _State, query: PyTree[Query], answer: PyTree[Evaluation], *, key: Key[Array, ""]
     ) -> tuple[_State, Metrics]:
-        k_tell, k_try, k_point = words.split(key, 3)
-        trainer = self._trainer(state)
+        k_tell = host.fold_in(key, 0)  # the others where a try begins: a key costs more than a small step's sums
+        trainer = Restart._trainer(self, state)
         inner, metrics = calls.tell(trainer, state.inner, query, answer, k_tell)
         here = jnp if self.traceable else np
         losses = here.concatenate([here.asarray(a.ranked) for a in answers(answer)])
-        watch, over, level = _watched(self._on, state.watch, _mean(here, losses), here.min(losses))
-        over = over | (trainer.ended(inner) != 0)
+        watched = _never if here is np and isinstance(self._on, Never) else _watched
+        watch, over, level = watched(self._on, state.watch, _mean(here, losses), here.min(losses))
+        over = over | (type(trainer).ended(trainer, inner) != 0)
         steps, plan = state.steps + 1, state.plan
         if plan is not None:
             plan = _counted(plan, len(losses))
@@ -192,7 +196,7 @@ class Restart(AbstractTrainer[_State]):
         def anew() -> _State:
             lowest = here.asarray(here.minimum(level, now.kept_level))
             best = dataclasses.replace(now, kept=self.params(now), kept_level=lowest)
-            return self._begin(best, self._point(state, k_point), k_try)
+            return self._begin(best, self._point(state, host.fold_in(key, 2)), host.fold_in(key, 1))
 
         more = over & (state.tries < self.tries)
         return calls.either(self, more, anew, lambda: now), {**metrics, "tries": state.tries}
@@ -205,6 +209,10 @@ class Restart(AbstractTrainer[_State]):
     def ended(self, state: _State) -> Any:
         return state.done
 
+    def asks(self, state: _State, *, key: Key[Array, ""]) -> int:
+        trainer = Restart._trainer(self, state)
+        return type(trainer).asks(trainer, state.inner, key=key)
+
     @property
     def _on(self) -> AbstractCriterion:
         return Never() if self.on is None else self.on
@@ -215,10 +223,10 @@ class Restart(AbstractTrainer[_State]):
 
     def _begin(self, state: _State, point: Params, key: Key[Array, ""]) -> _State:
         """The state at the beginning of the next try."""
-        k_dice, k_inner = words.split(key)
+        k_dice, k_inner = host.split(key)
         plan = state.plan
         if plan is not None:
-            dice = np.asarray(words.uniform(words.words(k_dice, 2)), float)
+            dice = host.uniform(k_dice, 2).astype(float)
             spent = int(plan.spent[1]), int(plan.spent[0])
             now, is_large = self.schedule(int(plan.large), spent, int(plan.last), dice)
             plan = plan._replace(now=now, is_large=is_large, large=plan.large + is_large, used=0)
@@ -258,6 +266,13 @@ def _mean(here: Any, losses: Any) -> Any:
     """`here` is NumPy or JAX's; failed evaluations are left out."""
     ok = here.isfinite(losses)
     return here.sum(losses, where=ok) / here.maximum(here.sum(ok), 1)
+
+
+def _never(on: AbstractCriterion, state: Any, mean: Any, best: Any) -> tuple[Any, Any, Any]:
+    """What `_watched` says of `Never`, in NumPy."""
+    del on, mean
+    new = np.minimum(np.asarray(best, float), state)
+    return np.asarray(new), np.asarray(False), np.asarray(new)
 
 
 @exactly
