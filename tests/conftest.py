@@ -12,29 +12,15 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.03"
 
-import gc
-import itertools
 import signal
 
 import jax
 import pytest
 from jaxtyping import config
 
-MAPS = pathlib.Path("/proc/self/maps")
-FINISHED = itertools.count(1)
-
 # A shell has what it starts with `&` ignore Ctrl-C, `nohup` a terminal that closes; tests of these would see nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-@pytest.fixture(autouse=True)
-def few_compiled():
-    """Every program that is compiled maps memory, and a process may have some 65,000 maps: XLA crashes beyond."""
-    yield
-    if next(FINISHED) % 10 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 30_000:
-        jax.clear_caches()
-        gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -112,6 +112,7 @@ def test_losses_alone_are_enough(name: str) -> None:
     np.testing.assert_array_equal(np.asarray(found.params) == 0, best == 0)
 
 
+@pytest.mark.slow
 def test_64_bits_on_the_host() -> None:
     """A loss in plain Python, without JAX's switch."""
     trainer = nd.ADMM(nd.CMAES(0.5), nd.prox.Box(-0.1, 0.2), rho=30.0, absolute=1e-7, relative=1e-7)
@@ -226,7 +227,7 @@ WITHIN = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.product
 @pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("name", [*TRAINERS, *WITHIN])
 def test_around_every_trainer(name: str) -> None:

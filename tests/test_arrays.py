@@ -13,6 +13,7 @@ import jax.tree_util as jtu
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from tiers import slow_but
 
 import nondiff as nd
 from nondiff.arrays import LowRank, factors, halves, interpret
@@ -344,7 +345,7 @@ GROUPED = {"depthwise"}
 """Without a short way."""
 
 
-@pytest.mark.parametrize("models", [equinox_models, linen_models, nnx_models])
+@pytest.mark.parametrize("models", slow_but([equinox_models, linen_models, nnx_models], nnx_models))
 def test_models_of_the_libraries(models: Callable[[], Cases]) -> None:
     for name, (fn, params) in models().items():
         check(fn, params, 1e-4)

@@ -1,5 +1,6 @@
 """Chains: the same bits as the model written by hand, a program at the end and in the middle, any trainer per stage."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import ESTIMATORS
+from tiers import slow_but
 
 import nondiff as nd
 
@@ -142,22 +144,27 @@ def split(chain: nd.Chain) -> nd.Split:
     return nd.Split(trainers, labels)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+def after_a_step(chain: nd.Chain, loss: Any) -> Any:
+    params = {k: v for k, v in chain.init(jr.key(1)).items() if jtu.tree_leaves(v)}
+    problem = nd.Supervised(
+        lambda p, batch, key: loss({"bend": (), "add": None, **p}, batch, key), (X, ANSWERS), params=params
+    )
+    trainer = nd.Split(split(chain).trainers, {k: "search" if k == "open" else "slope" for k in params})
+    return nd.fit(problem, trainer, steps=1, key=jr.key(3)).params
+
+
+@functools.cache
+def after_a_hard_step() -> Any:
+    hard = at_the_end(nd.Tabulate())
+    return after_a_step(hard, lambda p, batch, key: wrong(hard(p, batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize("name", slow_but(ESTIMATORS, "marginal_likelihood"))
 def test_a_search_sees_the_true_loss_beside_every_estimator(name: str) -> None:
     """Its leaves move as they do where nothing but the hard decision is computed."""
 
-    def after_a_step(chain: nd.Chain, loss: Any) -> Any:
-        params = {k: v for k, v in chain.init(jr.key(1)).items() if jtu.tree_leaves(v)}
-        problem = nd.Supervised(
-            lambda p, batch, key: loss({"bend": (), "add": None, **p}, batch, key), (X, ANSWERS), params=params
-        )
-        trainer = nd.Split(split(chain).trainers, {k: "search" if k == "open" else "slope" for k in params})
-        return nd.fit(problem, trainer, steps=1, key=jr.key(3)).params
-
     chain = at_the_end(ESTIMATORS[name])
-    got = after_a_step(chain, chain.loss(wrong))
-    hard = at_the_end(nd.Tabulate())
-    expected = after_a_step(hard, lambda p, batch, key: wrong(hard(p, batch[0]), batch[1]))
+    got, expected = after_a_step(chain, chain.loss(wrong)), after_a_hard_step()
     np.testing.assert_allclose(got["open"]["w"], expected["open"]["w"], rtol=1e-5, atol=1e-6)
     start = chain.init(jr.key(1))
     assert np.abs(np.asarray(got["open"]["w"] - start["open"]["w"])).max() > 0

@@ -153,6 +153,7 @@ def test_local_losses_are_those_of_small_classifiers() -> None:
         assert_close(found["signals"][name]["read"], fitting)
 
 
+@pytest.mark.slow
 def test_similarity_is_that_of_pairs_of_cases() -> None:
     model = model_of(nd.LocalLoss(similarity=1.0))
     params = started(model)
@@ -408,6 +409,7 @@ def test_far_workers_can_take_the_loss() -> None:
     np.testing.assert_array_equal(there(params, batch, jr.key(0)), model.loss(compare)(params, batch, jr.key(0)))
 
 
+@pytest.mark.slow
 def test_digits_are_learned_as_by_backpropagation() -> None:
     """Three hidden layers, conditioned synthetic gradients, 12 epochs of scikit-learn-sized data."""
     images = jr.normal(jr.key(4), (600, 20))

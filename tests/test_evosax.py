@@ -15,6 +15,7 @@ import optax
 import pytest
 from helpers import adam
 from jax.flatten_util import ravel_pytree
+from tiers import product_but, slow_but
 
 import nondiff as nd
 from nondiff import BlackBox, Integer, Real
@@ -58,9 +59,7 @@ MORE: dict[str, dict[str, Any]] = {
 
 def every(names: Iterable[str], *, quick: set[str]) -> Any:
     """A test of every algorithm, of a few of them quickly."""
-    return pytest.mark.parametrize(
-        "name", [x if x in quick else pytest.param(x, marks=pytest.mark.slow) for x in names]
-    )
+    return pytest.mark.parametrize("name", slow_but(names, *(x for x in names if x in quick)))
 
 
 def make(name: str, **more: Any) -> nd.Evosax:
@@ -74,7 +73,7 @@ def finite(tree: Any) -> list[np.ndarray]:
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
-@every(ALGORITHMS, quick={"Open_ES"})  # two more are in the list of helpers.py
+@pytest.mark.parametrize("name", product_but(ALGORITHMS, "Open_ES"))  # two more are in the list of helpers.py
 def test_contract(name: str) -> None:
     check_trainer(make(name), moving=False)
 
@@ -256,7 +255,7 @@ def test_beside_integers() -> None:
     np.testing.assert_allclose(result.params["x"], 1.0, atol=1e-3)
 
 
-@pytest.mark.parametrize("around", ["nothing", "best", "restart", "split"])
+@pytest.mark.parametrize("around", slow_but(["nothing", "best", "restart", "split"], "nothing"))
 def test_plain_python(around: str) -> None:
     """Whose parameters are NumPy's, of 64 bits: here they have 32, also beside a trainer that has 64."""
     search = nd.Evosax("CMA_ES", population=12, settings={"std_init": 0.5})

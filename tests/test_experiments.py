@@ -62,6 +62,7 @@ def test_a_sudoku_that_cannot_be_solved_is_told() -> None:
     assert np.any(np.all(sudoku.all_grids() == sudoku.solve(empty), 1))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
 def test_visual_sudoku_learns(capsys: pytest.CaptureFixture[str]) -> None:
     """A batch stays below 100 KiB: with one thread, as in tests, JAX may hang where a program is given more."""
@@ -90,6 +91,7 @@ def test_the_cheapest_way_is_the_cheapest() -> None:
         assert np.sum(way * costs) == pytest.approx(least[-1, -1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_shortest_path_learns(capsys: pytest.CaptureFixture[str]) -> None:
     small = ("--steps", "60", "--side", "4", "--maps", "300", "--test-maps", "300", "--channels", "8")
     found = run(capsys, "shortest_path", *small)
@@ -120,6 +122,7 @@ def test_quantized_mlp_learns(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["accuracy"] > 0.7 and found["weight_values"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
 def test_step_network_learns(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
     """From files like those of MNIST: 100 images of 4 x 4, of which a half that is lit is the answer."""
@@ -135,6 +138,7 @@ def test_step_network_learns(capsys: pytest.CaptureFixture[str], tmp_path: pathl
     assert found["accuracy"] > 0.9 and found["best_accuracy"] >= found["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
 def test_decoupled_mlp_learns(capsys: pytest.CaptureFixture[str]) -> None:
     found = run(capsys, "decoupled_mlp", "--epochs", "8", "--depth", "2", "--width", "32", "--learning-rate", "0.003")
@@ -159,6 +163,7 @@ def test_decoupled_rnn_learns_beyond_its_window(capsys: pytest.CaptureFixture[st
     assert solved["synthetic"] > 5 > solved["none"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
 def test_sort_in_the_middle_learns(capsys: pytest.CaptureFixture[str]) -> None:
     sort = load("sort_in_the_middle")
@@ -173,6 +178,7 @@ def test_sort_in_the_middle_learns(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["program_calls"] == 150 * 64 * (2 * 8 + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
 def test_perceive_and_compute_learns(capsys: pytest.CaptureFixture[str]) -> None:
     found = run(

@@ -149,6 +149,7 @@ def test_the_given_state_stays_usable() -> None:
     assert np.isfinite(first.params).all() and more.steps == 20
 
 
+@pytest.mark.slow
 def test_seeds_may_be_mapped() -> None:
     for trainer in (DESCENT, ES):
         keys = jr.split(jr.key(0), 8)

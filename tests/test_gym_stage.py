@@ -128,6 +128,7 @@ class Mortal(gymnasium.Wrapper):
         return self.env.step(action)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_workers_have_the_same_bits_and_so_has_one_that_takes_over(tmp_path: pathlib.Path) -> None:
     sign = tmp_path / "killed"

@@ -71,6 +71,7 @@ def test_every_number_by_another_way(logits: Any) -> None:
     assert float(found["cosine"]) == pytest.approx(cosine, rel=1e-4) and 0.1 < cosine < 0.95
 
 
+@pytest.mark.slow
 def test_cosine_of_the_exact_gradient_is_one_and_of_none_is_zero() -> None:
     for via in (nd.Tabulate(), nd.Tabulate(objective=nd.ExpectedLoss())):
         assert float(nd.health(rest, LOGITS, via=via, key=jr.key(0))["cosine"]) == pytest.approx(1.0, rel=1e-5)

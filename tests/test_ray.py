@@ -1,6 +1,7 @@
 """Ray: the same bits in one process and on any number of workers, whoever dies meanwhile."""
 
 import contextlib
+import itertools
 import os
 import pathlib
 import random
@@ -20,6 +21,7 @@ import numpy as np
 import optax
 import pytest
 from far import DATA, SHARDS, STEPS, TRAINERS, Fit, cluster, crew, pids, processes, run, run_in_python, sha, until
+from tiers import slow_but
 
 import nondiff as nd
 from nondiff.distributed import session
@@ -35,8 +37,9 @@ def alone() -> dict[str, str]:
     return {name: sha(run(nd.Vmap(4), name)) for name in TRAINERS}
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize(
+    ("name", "workers"), slow_but(itertools.product(TRAINERS, [1, 2, 4]), *((name, 2) for name in TRAINERS))
+)
 def test_the_number_of_workers_does_not_matter(name: str, workers: int, alone: dict[str, str], crew) -> None:
     assert sha(run(crew(workers), name)) == alone[name]
 
@@ -64,7 +67,7 @@ def killing(ray: nd.Ray) -> Iterator[None]:
     assert killed
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", slow_but(TRAINERS, "open_es_rank_1", "consensus"))
 def test_workers_killed_at_random(name: str, alone: dict[str, str], crew) -> None:
     ray = crew(2)
     run(ray, name, 2)
@@ -72,6 +75,7 @@ def test_workers_killed_at_random(name: str, alone: dict[str, str], crew) -> Non
         assert sha(run(ray, name)) == alone[name]
 
 
+@pytest.mark.slow
 def test_islands_of_programs(crew) -> None:
     """Programs are pickled with their lines; workers evaluate all islands, and the bits are those of one process."""
     lines = ["v[a] = v[a] * v[b]", "v[a] = v[a] + v[b]"]

@@ -8,6 +8,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
+from tiers import slow_but
 
 import nondiff as nd
 from nondiff.testing.common import count_compilations
@@ -50,6 +51,7 @@ def test_schedules() -> None:
     assert [t.most for t in small] == [50, 50, 200, 200]
 
 
+@pytest.mark.slow
 def test_populations_double_and_the_optimum_among_many_is_found() -> None:
     sizes: list[int] = []
 
@@ -69,7 +71,7 @@ def test_populations_double_and_the_optimum_among_many_is_found() -> None:
     assert all(evaluations == 8 * 2 ** (n - 1) for n, evaluations in by_step)
 
 
-@pytest.mark.parametrize("most", [1_500, 2_222])
+@pytest.mark.parametrize("most", slow_but([1_500, 2_222], 2_222))
 def test_a_budget_is_never_exceeded(most: int) -> None:
     calls: list[int] = []
     trainer = nd.Restart(nd.CMAES(2.0, tolfun=1.0))
@@ -154,6 +156,7 @@ def test_what_cannot_be_built(make: Any, message: str) -> None:
         make()
 
 
+@pytest.mark.slow
 def test_any_trainer_that_jax_traces() -> None:
     """The state's shapes grow with the population here."""
     problem = nd.BlackBox(lambda x: jnp.sum((x - 1.0) ** 2), jnp.zeros(3))
@@ -291,6 +294,7 @@ def test_a_run_cut_in_the_middle_of_a_window_is_the_whole_one(tmp_path: Any, cut
     assert jax.tree.all(same) and rest.params == whole.params
 
 
+@pytest.mark.slow
 def test_stall_where_the_population_grows() -> None:
     """On the host, since shapes change: the mean of a step's losses is what counts, not the best."""
     problem = nd.BlackBox(lambda x: jnp.abs(x[0]), jnp.zeros(2), domain=nd.Real(-1.0, 1.0))

@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
+from tiers import slow_but
 
 import nondiff as nd
 from nondiff.core.query import map_queries
@@ -127,7 +128,7 @@ def branches(trainer: nd.AbstractTrainer, problem: nd.AbstractProblem) -> int:
     return max(found)
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", slow_but(TRAINERS, "five", "one in another", "equal names side by side"))
 def test_as_many_branches_as_turns_and_the_values_of_the_host(name: str) -> None:
     trainer, leaves, count = TRAINERS[name]
     problem = Remembers(tuple(leaves))
