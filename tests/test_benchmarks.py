@@ -186,7 +186,7 @@ def test_decoupled_copy() -> None:
     words = "--windows", "2", "--copy-seeds=1", "--copy-updates=60", "--copy-signals", "synthetic"
     everything = bench("decoupled.py", "--parts", "copy", *words)
     found = everything["copy"]
-    cells = [(task, window) for task in ("copy", "repeat-copy") for window in (2,)]
+    cells = [(task, 2) for task in ("copy", "repeat-copy")]
     names = [(*cell, signal) for cell in cells for signal in ("none", "synthetic")]
     assert [(row["task"], row["window"], row["signal"]) for row in found] == names
     for truncated, synthetic in zip(found[::2], found[1::2], strict=True):

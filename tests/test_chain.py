@@ -162,7 +162,6 @@ def after_a_hard_step() -> Any:
 @pytest.mark.parametrize("name", slow_but(ESTIMATORS, "marginal_likelihood"))
 def test_a_search_sees_the_true_loss_beside_every_estimator(name: str) -> None:
     """Its leaves move as they do where nothing but the hard decision is computed."""
-
     chain = at_the_end(ESTIMATORS[name])
     got, expected = after_a_step(chain, chain.loss(wrong)), after_a_hard_step()
     np.testing.assert_allclose(got["open"]["w"], expected["open"]["w"], rtol=1e-5, atol=1e-6)

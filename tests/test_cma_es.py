@@ -431,7 +431,7 @@ def test_many_bits_times_a_valley_need_the_margin(monkeypatch: pytest.MonkeyPatc
     assert hits(nd.Best(nd.CMAES(1.0, tolfun=0, tolx=0))) >= 4
     monkeypatch.setattr(adaptation, "with_margin", lambda mean, sigma, units, *rest: (mean, units))
     jax.clear_caches()  # or what was compiled with the margin would be used again
-    assert hits(nd.Best(nd.CMAES(1.0, tolfun=0, tolx=0))) <= 1
+    assert hits(nd.Best(nd.CMAES(1.0, tolfun=0, tolx=0))) == 0
     jax.clear_caches()
 
 
@@ -504,6 +504,7 @@ def test_where_jax_has_64_bits_the_trainer_is_traceable_and_finds_the_same() -> 
     problem = BlackBox(lambda x: float((scale * (x - 0.5) ** 2).sum()), np.zeros(5))
     want = nd.fit(problem, trainer, steps=20, key=jr.key(0)).state.trainer.mean
     assert not trainer.traceable and isinstance(want, np.ndarray)
+    np.testing.assert_allclose(*means, rtol=1e-10, atol=1e-10)
     for mean in means:
         np.testing.assert_allclose(mean, want, rtol=1e-5)  # the noise has 32 bits, of which the last may differ
 

@@ -381,7 +381,7 @@ def test_a_fitted_surrogate_points_where_the_exact_gradient_does() -> None:
         return nondiff.through(wrong, logits, via=via, key=key).sum()
 
     optimizer, net = (
-        optax.adam(optax.cosine_decay_schedule(1e-2, 1_000)),
+        optax.adam(optax.cosine_decay_schedule(1e-2, 3_000)),
         LossModel(PARTS, N, context=5, width=64, key=jr.key(0)),
     )
     state = optimizer.init(eqx.filter(net, eqx.is_array))
@@ -392,7 +392,7 @@ def test_a_fitted_surrogate_points_where_the_exact_gradient_does() -> None:
         return eqx.apply_updates(net, updates), state
 
     before = jax.grad(loss, argnums=1)(net, LOGITS, jr.key(0))
-    for k in jr.split(jr.key(1), 1_000):
+    for k in jr.split(jr.key(1), 3_000):
         net, state = fit(net, state, k)
     after, exact = jax.grad(loss, argnums=1)(net, LOGITS, jr.key(0)), gradient(Tabulate())
 
@@ -400,7 +400,7 @@ def test_a_fitted_surrogate_points_where_the_exact_gradient_does() -> None:
         return float(jnp.vdot(a, b) / jnp.linalg.norm(a.ravel()) / jnp.linalg.norm(b.ravel()))
 
     assert cosine(before, exact) < 0.5
-    assert cosine(after, exact) > 0.8
+    assert cosine(after, exact) > 0.9
     odds = jax.vmap(net)(jax.nn.softmax(LOGITS), context)
     np.testing.assert_allclose(
         after,
